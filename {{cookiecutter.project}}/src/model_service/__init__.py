@@ -1,0 +1,1 @@
+"""One model, one repository, one container: load, train, gate, wrap, serve."""

@@ -1,0 +1,106 @@
+"""The model as files: an ONNX graph, its card, golden examples, checksums. Nothing in it is ever unpickled."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from model_service.errors import ServiceError
+
+FILES = ("card.json", "golden.json", "held.json", "model.onnx")
+SUMS = "SHA256SUMS"
+REGISTRY = "registry.json"
+Floats = npt.NDArray[np.float64]
+
+
+class ArtifactError(ServiceError):
+    """The model's files are missing, do not fit their checksums, or do not answer their golden examples."""
+
+
+def sums(files: Mapping[str, bytes]) -> bytes:
+    """The checksum file, in the format of `sha256sum`."""
+    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in FILES).encode()
+
+
+def digest(checksums: bytes) -> str:
+    """What names a model: the hash of its checksum file, so of every byte of it."""
+    return "sha256:" + hashlib.sha256(checksums).hexdigest()
+
+
+def write(folder: Path, files: Mapping[str, bytes], version: str) -> str:
+    """Writes the model's files; returns its digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (folder / name).write_bytes(files[name])
+    checksums = sums(files)
+    (folder / SUMS).write_bytes(checksums)
+    (folder / REGISTRY).write_text(json.dumps({"version": version, "digest": digest(checksums)}) + "\n")
+    return digest(checksums)
+
+
+def read(folder: Path) -> tuple[dict[str, bytes], str]:
+    """The model's files and its digest; raises ArtifactError when one is missing or is not what was checksummed."""
+    try:
+        files = {name: (folder / name).read_bytes() for name in FILES}
+        checksums = (folder / SUMS).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"no model in {folder}: {error.strerror} ({Path(str(error.filename)).name})") from None
+    if checksums != sums(files):
+        wrong = [
+            line.split()[-1]
+            for line in sums(files).decode().splitlines()
+            if line.encode() not in checksums.splitlines()
+        ]
+        raise ArtifactError(f"model in {folder}: {', '.join(wrong) or SUMS} does not fit {SUMS}; build the image again")
+    return files, digest(checksums)
+
+
+def session(graph: bytes) -> onnxruntime.InferenceSession:
+    """A session on one thread: ONNX Runtime would size its pool from the host's cores, not the container's."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+class Model:
+    """A model that was read and verified; F inputs, H horizons."""
+
+    def __init__(self, folder: Path) -> None:
+        files, self.digest = read(folder)
+        self.folder = folder
+        self.card: dict[str, Any] = json.loads(files["card.json"])
+        self.held: dict[str, Any] = json.loads(files["held.json"])
+        self.golden: dict[str, Any] = json.loads(files["golden.json"])
+        registry = folder / REGISTRY
+        self.version = str(json.loads(registry.read_text())["version"]) if registry.is_file() else "unregistered"
+        self.inputs: list[str] = self.card["inputs"]
+        self.horizons: list[int] = self.card["horizons"]
+        try:
+            self._session = session(files["model.onnx"])
+        except Exception as error:
+            raise ArtifactError(f"model in {folder}: ONNX Runtime cannot read model.onnx: {error}") from None
+
+    def predict(self, rows: Floats) -> Floats:
+        """Inputs float64 [N, F] to forecasts float64 [N, H], in the target's unit."""
+        made: Floats = self._session.run(["forecast"], {"features": np.ascontiguousarray(rows, dtype=np.float64)})[0]
+        return made
+
+    def check(self) -> None:
+        """Verifies the files on disk and replays the golden examples; raises ArtifactError."""
+        if read(self.folder)[1] != self.digest:
+            raise ArtifactError(f"model in {self.folder} is not the one that was loaded")
+        made = self.predict(np.array(self.golden["instances"]))
+        worst = float(np.abs(made - np.array(self.golden["forecasts"])).max())
+        if not worst <= self.golden["tolerance"]:
+            raise ArtifactError(f"golden examples are off by {worst:g} (at most {self.golden['tolerance']:g})")
+
+
+def load(folder: Path) -> Model:
+    """Reads and verifies the model; raises ArtifactError."""
+    return Model(folder)

@@ -1,0 +1,192 @@
+"""`service.toml`, typed and validated: what is loaded, modelled, gated and served."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from model_service.errors import UsageError
+
+Frequency = Literal["day", "week", "month", "quarter", "year"]
+Transform = Literal["level", "difference", "log_difference"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _slug(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", text):
+        raise ValueError("lower-case letters, digits and dashes, a letter first")
+    return text
+
+
+class Section(BaseModel):
+    """One table of `service.toml`: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Service(Section):
+    name: Annotated[str, AfterValidator(_slug)]
+    description: str = ""
+    task: Literal["forecast"] = "forecast"
+
+
+class Image(Section):
+    repository: str
+    base: str
+
+
+class Source(BaseModel):
+    """A provider: `kind` names the folder of loaders/; the other keys belong to that loader and it checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Series(Section):
+    source: str
+    frequency: Frequency
+    unit: str
+    release_lag_days: int = 0
+
+
+class Target(Section):
+    series: str
+    transform: Transform = "difference"
+    horizons: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    truth: Literal["latest"] = "latest"
+
+
+class Feature(Section):
+    series: str
+    transform: Literal["level", "difference", "log_difference", "deviation"] = "level"
+    span: PositiveInt = 1
+    lags: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+
+    @property
+    def names(self) -> list[str]:
+        """Input names, one a lag: `SERIES.transform[span].lagN`."""
+        span = "" if self.span == 1 else str(self.span)
+        return [f"{self.series}.{self.transform}{span}.lag{lag}" for lag in self.lags]
+
+
+class Train(Section):
+    estimator: Literal["ridge", "gradient_boosting"] = "ridge"
+    first_origin: date
+    seed: int = 1
+
+
+class Gate(Section):
+    level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    max_rmse_ratio: Annotated[float, Field(gt=0)] = 1.02
+    coverage_slack: Share = 0.15
+
+
+class Serving(Section):
+    max_instances: PositiveInt = 1000
+    max_body_bytes: PositiveInt = 1_000_000
+    timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
+    fallback: tuple[Literal["last_forecast", "baseline"], ...] = ("last_forecast", "baseline")
+    out_of_range: Literal["mark", "reject"] = "mark"
+
+
+class Alerts(Section):
+    data_late_days: Annotated[float, Field(gt=0)] = 45
+    error_ratio: Share = 0.01
+    latency_seconds: Annotated[float, Field(gt=0)] = 0.25
+
+
+class Contract(Section):
+    """The whole of `service.toml`. Series keep the order of the file."""
+
+    service: Service
+    image: Image
+    source: dict[str, Source]
+    series: dict[str, Series]
+    target: Target
+    feature: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    train: Train
+    gate: Gate = Gate()
+    serving: Serving = Serving()
+    alerts: Alerts = Alerts()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Contract":
+        for name, series in self.series.items():
+            _known(series.source, self.source, f"series.{name}.source")
+        _known(self.target.series, self.series, "target.series")
+        for number, feature in enumerate(self.feature, 1):
+            _known(feature.series, self.series, f"feature {number}: series")
+        names = [name for feature in self.feature for name in feature.names]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"feature: declared twice: {', '.join(twice)}")
+        return self
+
+    def of_source(self, source: str) -> dict[str, Series]:
+        return {name: series for name, series in self.series.items() if series.source == source}
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], data: Mapping[str, Any], where: str) -> M:
+    """`data` as `model`; raises UsageError that lists every mistake with the nearest known key."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        mistakes = [f"  {_mistake(model, problem)}" for problem in error.errors()]
+        raise UsageError("\n".join([f"{where} is not valid:", *mistakes])) from None
+
+
+def load(path: Path) -> Contract:
+    """Reads `service.toml`. Raises UsageError: missing file, TOML syntax, unknown key, wrong value."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: it declares the series, the target and the features") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path.name} is not valid TOML: {error}") from None
+    return validate(Contract, data, path.name)
+
+
+def _known(name: str, names: Mapping[str, Any], where: str) -> None:
+    if name not in names:
+        raise ValueError(f"{where}: {name!r} is not declared{nearest(name, names)}")
+
+
+def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `names`, or nothing when none is near."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _mistake(model: type[BaseModel], problem: Any) -> str:
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = _fields(model, place[:-1])
+        return f"{'.'.join(place)}: unknown key{nearest(place[-1], known)} (known: {', '.join(known)})"
+    given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {problem['input']!r})"
+    prefix = f"{'.'.join(place)}: " if place else ""
+    return f"{prefix}{problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _fields(model: type[BaseModel], place: list[str]) -> list[str]:
+    """Field names of the table at `place`: a step is a field, an index or a free key (of `[series.*]`)."""
+    current: Any = model
+    for step in place:
+        if isinstance(current, type) and issubclass(current, BaseModel) and step in current.model_fields:
+            current = current.model_fields[step].annotation
+        while not isinstance(current, type) or not issubclass(current, BaseModel):
+            arguments = [part for part in getattr(current, "__args__", ()) if part is not Ellipsis and part is not str]
+            if not arguments:
+                return []
+            current = arguments[0]
+    return list(current.model_fields)

@@ -1,0 +1,203 @@
+"""The answer of /v1/forecast, made the same way by the service, the command line and the run after a load."""
+
+import tempfile
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from model_service import artifact, features, periods, registry
+from model_service.artifact import Model
+from model_service.contract import Contract
+from model_service.errors import ServiceError
+from model_service.features import Floats
+from model_service.store import read
+
+Connection = psycopg.Connection[Any]
+
+
+class NoDataYet(ServiceError):
+    """Nothing was known at the as-of time."""
+
+    def __init__(self, known_at: datetime, first_usable: datetime | None) -> None:
+        self.first_usable = first_usable
+        hint = f"the first usable date is {first_usable:%Y-%m-%d}" if first_usable else "load data first"
+        super().__init__(f"nothing was known at {stamp(known_at)}: {hint}")
+
+
+class UnknownHorizon(ServiceError):
+    """The model was not trained for that horizon."""
+
+    def __init__(self, asked: list[int], trained: list[int]) -> None:
+        self.trained = trained
+        super().__init__(
+            f"horizon {', '.join(map(str, asked))} was not trained; trained: {', '.join(map(str, trained))}"
+        )
+
+
+class InputsMissing(ServiceError):
+    """The store holds too little of some input's series at the as-of time."""
+
+
+def stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def parse_as_of(text: str) -> datetime:
+    """An instant, UTC when it names no offset; a plain date means the end of that day. Raises ValueError."""
+    try:
+        if len(text) == 10:
+            return datetime.combine(date.fromisoformat(text), time.max, UTC)
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"as_of {text!r} is neither a date (2016-07-01) nor an instant (2016-07-01T12:00:00Z)"
+        ) from None
+
+
+def answer(
+    contract: Contract,
+    model: Model,
+    connection: Connection,
+    known_at: datetime | None,
+    data_version: str | None,
+    horizons: list[int] | None,
+) -> dict[str, Any]:
+    """The body of /v1/forecast; `known_at` None means now, `horizons` None all trained ones.
+
+    Raises UnknownHorizon, NoDataYet, InputsMissing, read.UnknownDataVersion, psycopg.OperationalError.
+    """
+    wanted = _wanted(model, horizons)
+    at = known_at or datetime.now(UTC)
+    version = read.data_version(connection, data_version)
+    row, last, known_until = known_inputs(contract, connection, at, version)
+    if missing := [name for name, value in zip(features.inputs(contract), row, strict=True) if np.isnan(value)]:
+        raise InputsMissing(
+            f"too little is held at {stamp(at)} for {', '.join(missing)}: load more of the series' past"
+        )
+    made = model.predict(row[None, :])[0]
+    trained = model.card["trained_as_of"]
+    return {
+        **head(contract, at, version.version, known_until),
+        "model": _model(model),
+        "hindsight": datetime.fromisoformat(trained["known_at"]) > at,
+        "forecasts": [
+            _forecast(contract, model.card["intervals"], horizon, last, float(made[model.horizons.index(horizon)]))
+            for horizon in wanted
+        ],
+        "degraded": None,
+    }
+
+
+def known_inputs(
+    contract: Contract, connection: Connection, at: datetime, version: read.DataVersion
+) -> tuple[Floats, int, datetime]:
+    """The model's inputs [F], the ordinal of the target's last known period, and the newest knowledge among them."""
+    rows = read.vintages(connection, features.series_needed(contract), at, version.loads)
+    held = features.histories(contract, rows)
+    origin = features.microseconds(at)
+    known = {name: one.at(origin) for name, one in held.items()}
+    if not all(values.size for _, values in known.values()):
+        raise NoDataYet(at, read.first_usable(connection, list(held), version.loads))
+    first, values = known[contract.target.series]
+    newest = max(int(one.known.max()) for one in held.values())
+    return features.row(contract, known), first + values.size - 1, features.moment(newest)
+
+
+def head(contract: Contract, at: datetime, version: str, known_until: datetime) -> dict[str, Any]:
+    return {
+        "service": contract.service.name,
+        "target": contract.target.series,
+        "unit": contract.series[contract.target.series].unit,
+        "as_of": {"known_at": stamp(at), "data_version": version},
+        "inputs_known_until": stamp(known_until),
+    }
+
+
+def held_answer(
+    contract: Contract,
+    head: dict[str, Any],
+    intervals: dict[str, list[dict[str, Any]]],
+    last: int,
+    forecast: list[float],
+    anchor: float,
+) -> dict[str, Any]:
+    """What a process answers that never reached its database: the forecast made at training, and the last value."""
+    of = {"forecasts": (intervals["model"], forecast), "baseline": (intervals["baseline"], [anchor] * len(forecast))}
+    horizons = contract.target.horizons
+    return head | {
+        name: [_forecast(contract, spread, h, last, value) for h, value in zip(horizons, values, strict=True)]
+        for name, (spread, values) in of.items()
+    }
+
+
+def degraded(
+    model: Model, held: dict[str, Any], horizons: list[int] | None, reason: str, source: str
+) -> dict[str, Any]:
+    """An answer from what is held: an earlier body or `model.held`; `source` is `last_forecast` or `baseline`."""
+    wanted = _wanted(model, horizons)
+    forecasts = model.held["baseline"] if source == "baseline" else held["forecasts"]
+    kept = model.held if source == "baseline" else held
+    trained = model.card["trained_as_of"]["known_at"]
+    return {
+        **{name: kept[name] for name in ("service", "target", "unit", "as_of", "inputs_known_until")},
+        "model": _model(model),
+        "hindsight": datetime.fromisoformat(trained) > datetime.fromisoformat(kept["as_of"]["known_at"]),
+        "forecasts": [one for one in forecasts if one["horizon"] in wanted],
+        "degraded": {"reason": reason, "source": source},
+    }
+
+
+def _wanted(model: Model, horizons: list[int] | None) -> list[int]:
+    if unknown := [horizon for horizon in horizons or [] if horizon not in model.horizons]:
+        raise UnknownHorizon(unknown, model.horizons)
+    return list(dict.fromkeys(horizons or model.horizons))
+
+
+def _model(model: Model) -> dict[str, Any]:
+    trained = model.card["trained_as_of"]["known_at"]
+    return {"version": model.version, "digest": model.digest, "trained_as_of": trained}
+
+
+def _forecast(
+    contract: Contract, intervals: list[dict[str, Any]], horizon: int, last: int, value: float
+) -> dict[str, Any]:
+    frequency = contract.series[contract.target.series].frequency
+    return {
+        "horizon": horizon,
+        "valid_time": periods.date_of(frequency, last + horizon).isoformat(),
+        "value": value,
+        "intervals": [
+            {"level": one["level"], "lower": value + one["lower"], "upper": value + one["upper"]}
+            for one in intervals
+            if one["horizon"] == horizon
+        ],
+    }
+
+
+def by_champion(
+    contract: Contract,
+    connection: Connection,
+    known_at: datetime | None,
+    data_version: str | None,
+    horizons: list[int] | None,
+) -> dict[str, Any]:
+    """`answer` with the registry's champion; raises registry.NoModel besides."""
+    with tempfile.TemporaryDirectory() as folder:
+        registry.export(connection, Path(folder))
+        return answer(contract, artifact.load(Path(folder)), connection, known_at, data_version, horizons)
+
+
+def table(body: dict[str, Any]) -> str:
+    """An answer for people: one line a horizon, under what it was made from."""
+    lines = [
+        f"{body['target']} ({body['unit']}), model {body['model']['version']}, as of {body['as_of']['known_at']}",
+        f"{'horizon':>7}  {'period':10}  {'value':>10}  intervals",
+    ]
+    for one in body["forecasts"]:
+        spread = "  ".join(f"{i['level']:.0%} [{i['lower']:.2f}, {i['upper']:.2f}]" for i in one["intervals"])
+        lines.append(f"{one['horizon']:>7}  {one['valid_time']:10}  {one['value']:>10.2f}  {spread}")
+    return "\n".join(lines)

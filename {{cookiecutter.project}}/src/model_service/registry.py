@@ -1,0 +1,109 @@
+"""Models and their life, as rows: what was registered, and every promotion with who, when, from, to, why."""
+
+import getpass
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from model_service import artifact
+from model_service.errors import ServiceError, UsageError
+
+Connection = psycopg.Connection[Any]
+
+
+class NoModel(ServiceError):
+    """Nothing was promoted yet."""
+
+    def __init__(self) -> None:
+        super().__init__("no model is registered: run `python -m model_service train`")
+
+
+@dataclass(frozen=True)
+class Registered:
+    version: int
+    digest: str
+    files: dict[str, bytes]
+
+
+def register(connection: Connection, folder: Path) -> int:
+    """Stores the model in `folder`; the same digest again is the same version. Raises ArtifactError."""
+    files, digest = artifact.read(folder)
+    texts = {name: files[name].decode() for name in artifact.FILES if name != "model.onnx"}
+    connection.execute(
+        "INSERT INTO model (digest, files, onnx) VALUES (%s, %s, %s) ON CONFLICT (digest) DO NOTHING",
+        [digest, json.dumps(texts), files["model.onnx"]],
+    )
+    row = connection.execute("SELECT version FROM model WHERE digest = %s", [digest]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def champion(connection: Connection) -> Registered | None:
+    """The model that was promoted last, or None."""
+    row = connection.execute(
+        "SELECT version, digest, files, onnx FROM promotion JOIN model USING (version)"
+        " ORDER BY promotion_id DESC LIMIT 1"
+    ).fetchone()
+    if row is None:
+        return None
+    version, digest, texts, onnx = row
+    files = {name: text.encode() for name, text in texts.items()} | {"model.onnx": bytes(onnx)}
+    return Registered(version, digest, files)
+
+
+def promote(connection: Connection, version: int, action: str, reason: str) -> bool:
+    """Makes `version` the champion by an audited row; False when it is already. Raises UsageError if unknown."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('promotion', 0))")
+        if connection.execute("SELECT FROM model WHERE version = %s", [version]).fetchone() is None:
+            known = connection.execute(
+                "SELECT coalesce(string_agg(version::text, ', ' ORDER BY version), 'none') FROM model"
+            )
+            raise UsageError(f"model {version} is not registered (registered: {(known.fetchone() or ['none'])[0]})")
+        now = champion(connection)
+        if now and now.version == version:
+            return False
+        connection.execute(
+            "INSERT INTO promotion (version, previous, action, who, reason) VALUES (%s, %s, %s, %s, %s)",
+            [version, now.version if now else None, action, _who(), reason],
+        )
+    return True
+
+
+def rollback(connection: Connection, reason: str) -> int:
+    """Makes the champion before this one champion again; returns its version. Raises ServiceError without one."""
+    row = connection.execute("SELECT previous FROM promotion ORDER BY promotion_id DESC LIMIT 1").fetchone()
+    if row is None or row[0] is None:
+        raise ServiceError("there is no earlier champion to go back to")
+    promote(connection, row[0], "rollback", reason)
+    return int(row[0])
+
+
+def export(connection: Connection, folder: Path) -> Registered:
+    """Writes the champion's files into `folder`; raises NoModel."""
+    found = champion(connection)
+    if found is None:
+        raise NoModel
+    artifact.write(folder, found.files, str(found.version))
+    return found
+
+
+def record(connection: Connection, body: dict[str, Any]) -> None:
+    """Appends an answer of `forecasting.answer` to `forecast`."""
+    for one in body["forecasts"]:
+        connection.execute(
+            "INSERT INTO forecast (model_digest, known_at, data_version, series, horizon, valid_time, value, intervals)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            [body["model"]["digest"], body["as_of"]["known_at"], body["as_of"]["data_version"], body["target"],
+             one["horizon"], one["valid_time"], one["value"], json.dumps(one["intervals"])],
+        )  # fmt: skip
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

