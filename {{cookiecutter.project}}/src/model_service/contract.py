@@ -189,4 +189,4 @@ def _fields(model: type[BaseModel], place: list[str]) -> list[str]:
             if not arguments:
                 return []
             current = arguments[0]
-    return list(current.model_fields)
+    return [field.alias or name for name, field in current.model_fields.items()]

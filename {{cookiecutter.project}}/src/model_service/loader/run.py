@@ -35,8 +35,7 @@ def load(contract: Contract, url: str, root: Path, say: Callable[[str], None]) -
     results: list[dict[str, Any]] = []
     for dataset in contract.source:
         options = _options(contract, dataset)
-        name = f"load {dataset} {runner}"
-        with connect(url, "loader", application_name=name) as connection, ledger.claim(connection, dataset) as holder:
+        with connect(url, "loader") as connection, ledger.claim(connection, dataset) as holder:
             if holder:
                 say(f"{dataset}: {holder} is at it; nothing to do here")
                 results.append({"dataset": dataset, "outcome": "held", "by": holder})

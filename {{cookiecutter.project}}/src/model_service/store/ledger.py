@@ -93,12 +93,11 @@ def claim(connection: Connection, dataset: str) -> Iterator[str | None]:
                 connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
         return
     holder = connection.execute(
-        "SELECT a.application_name || ' since ' || a.backend_start FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
-        " WHERE l.locktype = 'advisory' AND l.granted"
-        " AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended(%s, 0)",
-        key,
+        "SELECT runner || ' since ' || started_at FROM attempt WHERE dataset = %s AND finished_at IS NULL"
+        " ORDER BY attempt_id DESC LIMIT 1",
+        [dataset],
     ).fetchone()
-    yield (holder[0] if holder and holder[0] else "another copy")
+    yield holder[0] if holder else "another copy"
 
 
 def committed(connection: Connection, load_key: str) -> bool:

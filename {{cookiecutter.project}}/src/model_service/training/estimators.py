@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from model_service import features
 from model_service.contract import Contract
+from model_service.errors import ServiceError
 from model_service.features import Floats
 from model_service.training.dataset import Cases
 
@@ -23,6 +24,9 @@ ESTIMATORS: dict[str, Callable[[int], Any]] = {
         random_state=seed,
     ),
 }  # fmt: skip
+
+
+FEWEST_CASES = 60
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,16 @@ def column_places(contract: Contract) -> list[int]:
 
 
 def fit(contract: Contract, table: Cases, truth: Floats) -> Fitted:
-    """Fits each horizon on the cases whose inputs are complete and whose label, `truth` [n, H], is known."""
+    """Fits each horizon on the cases whose inputs are complete and whose label, `truth` [n, H], is known.
+
+    Raises ServiceError when fewer than `FEWEST_CASES` are.
+    """
     estimators = []
     for number in range(len(contract.target.horizons)):
         change = features.change(contract.target.transform, truth[:, number], table.anchor)
         usable = table.complete & ~np.isnan(change)
+        if usable.sum() < FEWEST_CASES:
+            raise ServiceError(f"only {usable.sum()} complete cases to fit on (at least {FEWEST_CASES}): load more history")
         estimator = ESTIMATORS[contract.train.estimator](contract.train.seed)
         estimators.append(estimator.fit(columns(contract, table.inputs[usable]), change[usable]))
     return Fitted(contract, estimators)

