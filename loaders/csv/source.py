@@ -16,12 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-
 from model_service import periods
 from model_service.contract import Section, Series, nearest
-from model_service.loader import dates
-from model_service.loader.records import Cell, Payload, Reject, Seen, SourceError
+from model_service.loader import Cell, Payload, Reject, Seen, SourceError
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 KIND = "csv"
 PARSER_VERSION = 1  # raise it when the same bytes would give other cells: they are then loaded anew
@@ -50,7 +48,7 @@ def _encoding(name: str) -> str:
 
 
 Glob = Annotated[str, AfterValidator(_local)]
-Format = Annotated[str, AfterValidator(dates.checked)]
+Format = Annotated[str, AfterValidator(periods.checked)]
 
 
 class Dated(Section):
@@ -159,14 +157,14 @@ def _line(
             return
     when = cells[places[options.date.column]]
     try:
-        dates.moment(when, options.date.format)
+        periods.moment(when, options.date.format)
         if options.vintage and options.vintage.column:
-            vintage = dates.known_from(cells[places[options.vintage.column]], options.vintage.format)
+            vintage = periods.known_from(cells[places[options.vintage.column]], options.vintage.format)
     except ValueError as error:
         yield from (Reject(name, line, _shown(text), "date", str(error)) for name, text in values)
         return
     for name, text in values:
-        period, valid_time = dates.period(when, options.date.format, series[name].frequency)
+        period, valid_time = periods.period(when, options.date.format, series[name].frequency)
         value, rule, detail = _number(text, options.decimal)
         if not rule and (first := seen.line(name, vintage, period, line)):
             rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"
@@ -227,7 +225,7 @@ def _places(file: str, header: list[str], options: Options, series: Mapping[str,
     needed = [name for name in (options.date.column, options.vintage_column, *values) if name is not None]
     mistakes = [f"no column {name!r}{nearest(name, header)}" for name in needed if name not in header]
     mistakes += [f"column {name!r} stands twice" for name in sorted({n for n in header if n and header.count(n) > 1})]
-    order, named = periods.FREQUENCIES.index, dates.grain(options.date.format)
+    order, named = periods.FREQUENCIES.index, periods.grain(options.date.format)
     mistakes += [
         f"{name} is by {one.frequency}, the date format {options.date.format!r} names only a {named}"
         for name, one in series.items()
@@ -252,7 +250,7 @@ def _payload(path: Path, options: Options, root: Path) -> Payload:
         raise SourceError(f"{name}: cannot be read: {error.strerror}") from None
     if options.vintage and options.vintage.from_:
         try:
-            vintage = dates.known_from(Path(path.name.removesuffix(".gz")).stem, options.vintage.format)
+            vintage = periods.known_from(Path(path.name.removesuffix(".gz")).stem, options.vintage.format)
         except ValueError as error:
             raise SourceError(f"{name}: the file's name holds no vintage: {error}") from None
     return Payload(name, path, "application/gzip" if path.suffix == ".gz" else "text/csv", vintage)

@@ -1,4 +1,4 @@
-"""What a person meets at the command line: results, clear errors, exit codes; and data that is whole after each of them."""
+"""What a person meets at the command line: results, clear errors, exit codes; and data whole after each."""
 
 import json
 from collections.abc import Callable
@@ -103,7 +103,9 @@ def test_a_bad_cell_is_quarantined_with_file_line_rule_and_value(run: Run, proje
     assert count(url, "SELECT new FROM load ORDER BY load_id LIMIT 1") == 8652
 
 
-@pytest.mark.parametrize(("old", "new", "rule"), [("\n2/1/85,", "\n1/1/85,", "duplicate"), ("\n2/1/85,", "\nsoon,", "date")])
+@pytest.mark.parametrize(
+    ("old", "new", "rule"), [("\n2/1/85,", "\n1/1/85,", "duplicate"), ("\n2/1/85,", "\nsoon,", "date")]
+)
 def test_a_bad_line_is_quarantined_cell_by_cell(
     run: Run, project: Path, url: str, old: str, new: str, rule: str
 ) -> None:
@@ -142,8 +144,12 @@ def test_all_mistakes_in_service_toml_are_named_at_once(run: Run, project: Path)
     assert "target.horizons" in messages
 
 
-@pytest.mark.parametrize("words", [["load"], ["train"], ["forecast"], ["doctor"], ["migrate"]], ids=lambda words: words[0])
-def test_a_database_that_is_away_is_said_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["load"], ["train"], ["forecast"], ["doctor"], ["migrate"]], ids=lambda words: words[0]
+)
+def test_a_database_that_is_away_is_said_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:s3cret@127.0.0.1:1/none")
     code, _, messages = run(*words)
     assert code == 1

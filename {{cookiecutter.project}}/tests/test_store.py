@@ -1,5 +1,6 @@
 """The store keeps its promises: two clocks, nothing lost, nothing twice, and nobody takes a row back."""
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.loader.records import Cell, Reject
+from model_service.loader import Cell, Reject
 from model_service.store import ledger, read
 from model_service.store.connection import DatabaseAway, connect
 from model_service.store.migrate import migrate
@@ -51,7 +52,7 @@ class Store:
         self.kept: dict[str, list[Cell | Reject]] = {}
 
     def load(self, day: int, values: Values, name: str = "", bad: list[Reject] | None = None) -> ledger.Counts:
-        key = f"{self.dataset}:{name or day}:{sorted(values.items())}"
+        key = hashlib.sha256(f"{self.dataset}:{name or day}:{sorted(values.items())}".encode()).hexdigest()
         self.kept[key] = [*cells(day, values), *(bad or [])]
         request = {"file": name or f"{day}.csv", "vintage": vintage_day(day).isoformat()}
         entry = ledger.Entry(self.dataset, key, request, key, "rules", 1, datetime.now(UTC))

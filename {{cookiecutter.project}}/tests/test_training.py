@@ -55,7 +55,9 @@ def table(held: dict[str, History], contract: Contract, loaded: psycopg.Connecti
 
 
 def test_the_sample_loads_to_the_counts_worked_out_by_hand(loaded: psycopg.Connection[Any]) -> None:
-    found = loaded.execute("SELECT fetched, new, changed, same, deleted, quarantined FROM load ORDER BY load_id").fetchall()
+    found = loaded.execute(
+        "SELECT fetched, new, changed, same, deleted, quarantined FROM load ORDER BY load_id"
+    ).fetchall()
     assert found == [(8653, 8653, 0, 0, 0, 0), (8676, 23, 85, 8568, 0, 0)]
 
 

@@ -15,11 +15,9 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from model_service import contract, periods
 from model_service.errors import UsageError
-from model_service.loader import dates, source
-from model_service.loader.records import Cell, Reject, SourceError
+from model_service.loader import Cell, Reject, SourceError, source
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs/source.md"
@@ -397,7 +395,7 @@ def test_wrong_key(keys: dict[str, Any], message: str) -> None:
     ],
 )
 def test_known_from_is_the_day_or_the_first_one_after_the_period(text: str, format: str, moment: str) -> None:
-    assert dates.known_from(text, format) == day(moment)
+    assert periods.known_from(text, format) == day(moment)
 
 
 @given(st.sampled_from(periods.FREQUENCIES), st.dates(date(1, 1, 1), date(9998, 12, 31)))

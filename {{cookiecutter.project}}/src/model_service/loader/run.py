@@ -16,8 +16,7 @@ import psycopg
 
 from model_service.contract import Contract, nearest, validate
 from model_service.errors import UsageError
-from model_service.loader import source
-from model_service.loader.records import Cell, Payload, Reject
+from model_service.loader import Cell, Payload, Reject, source
 from model_service.store import ledger
 from model_service.store.connection import connect
 

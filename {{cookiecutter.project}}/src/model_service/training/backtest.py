@@ -8,7 +8,7 @@ import numpy as np
 from model_service import features, periods
 from model_service.contract import Contract
 from model_service.features import Flags, Floats, History
-from model_service.training import baselines, dataset, estimators
+from model_service.training import dataset, estimators
 from model_service.training.dataset import Cases
 
 LEVELS = (0.8, 0.95)
@@ -46,7 +46,7 @@ def run(
     end = len(table.origin)
     places = range(dataset.first_backtest(contract, table), end - 1)
     season = periods.season(contract.series[contract.target.series].frequency)
-    own = baselines.own_changes(contract, held, table)
+    own = estimators.own_changes(contract, held, table)
     forecast: list[Floats] = []
     baseline: dict[str, list[Floats]] = {}
     for start in range(places.start, places.stop, season):
@@ -54,7 +54,7 @@ def run(
         known = dataset.labels(contract, held, table, int(table.origin[start]))
         known[start:] = np.nan
         forecast.append(_predict(estimators.fit(contract, table, known), table, block))
-        for name, values in baselines.forecasts(contract, table, own, known, block).items():
+        for name, values in estimators.baselines(contract, table, own, known, block).items():
             baseline.setdefault(name, []).append(values)
         say(f"backtest {block.stop - places.start}/{len(places)} origins")
     made = np.concatenate(forecast)

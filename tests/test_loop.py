@@ -1,0 +1,112 @@
+"""The baked project does its work: its own tests pass, its gate lets the right models through, its figures are published."""
+
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, BakedProject, image, run
+
+
+@pytest.fixture
+def variant(built: BakedProject, tmp_path: Path) -> BakedProject:
+    """A copy of the built project with a database of its own, to be changed at will; it shares the environment."""
+    skipped = shutil.ignore_patterns(".venv", ".local", "build", ".git", "__pycache__")
+    shutil.copytree(built.path, tmp_path / "variant", ignore=skipped)
+    (tmp_path / "variant" / ".venv").symlink_to(built.path / ".venv")
+    return BakedProject(tmp_path / "variant", built.env)
+
+
+def edit(project: BakedProject, path: str, old: str, new: str) -> None:
+    text = project.text(path)
+    assert old in text
+    (project.path / path).write_text(text.replace(old, new, 1), "utf-8")
+
+
+def test_the_generated_tests_pass(built: BakedProject) -> None:
+    done = built.make("test")
+    assert re.search(r"\d+ passed", done.stdout)
+    assert "failed" not in done.stdout
+
+
+@pytest.fixture
+def timescaledb(tmp_path: Path) -> Iterator[str]:
+    """URL of a TimescaleDB of this test's own."""
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    password = secrets.token_hex(16)
+    start = ["docker", "run", "-d", "--rm", "-e", f"POSTGRES_PASSWORD={password}", "-p", "127.0.0.1:0:5432"]
+    container = run(*start, image("TIMESCALE_IMAGE"), cwd=tmp_path, env=env).stdout.strip()
+    try:
+        port = run("docker", "port", container, "5432", cwd=tmp_path, env=env).stdout.split(":")[-1].strip()
+        for _ in range(120):
+            ready = run("docker", "exec", container, "pg_isready", "-h", "127.0.0.1", cwd=tmp_path, env=env, check=False)
+            if ready.returncode == 0:
+                break
+            time.sleep(0.5)
+        yield f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
+    finally:
+        run("docker", "rm", "-f", "-v", container, cwd=tmp_path, env=env)
+
+
+@pytest.mark.timescale
+def test_the_generated_tests_of_the_store_pass_on_timescaledb(built: BakedProject, timescaledb: str) -> None:
+    tests = ["tests/test_store.py", "tests/test_cli.py"]
+    done = built.run(built.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src", "TEST_DATABASE_URL": timescaledb})
+    assert re.search(r"\d+ passed", done.stdout)
+    assert "skipped" not in done.stdout
+
+
+def test_gradient_boosting_passes_the_gate_on_the_unemployment_rate(
+    bake: Callable[..., BakedProject], built: BakedProject
+) -> None:
+    project = bake(estimator="gradient_boosting")
+    (project.path / ".venv").symlink_to(built.path / ".venv")
+    project.service("migrate")
+    project.service("load")
+    done = project.service("train")
+    assert "is the champion" in done.stdout
+    assert json.loads(project.text("build/report.json"))["card"]["estimator"] == "gradient_boosting"
+
+
+@pytest.mark.parametrize("estimator", ["ridge", "gradient_boosting"])
+def test_the_gate_refuses_a_model_of_industrial_production(variant: BakedProject, estimator: str) -> None:
+    edit(variant, "service.toml", '[target]\nseries = "UNRATE"', '[target]\nseries = "INDPRO"')
+    edit(variant, "service.toml", 'estimator = "ridge"', f'estimator = "{estimator}"')
+    variant.service("migrate")
+    variant.service("load")
+    done = variant.service("train", check=False)
+    assert done.returncode == 3
+    assert re.search(r"better_than_ar: .* 0\.\d+, limit 0\.05", done.stderr)
+    assert "nothing was registered" in done.stderr
+    assert variant.service("export", "build/model", check=False).returncode == 1
+
+
+def test_the_gate_refuses_a_model_that_sees_the_future(variant: BakedProject) -> None:
+    edit(variant, "src/model_service/features.py", "self.released <= origin", "self.released <= origin + 3 * 10**12")
+    variant.service("migrate")
+    variant.service("load")
+    done = variant.service("train", check=False)
+    assert done.returncode == 3
+    assert re.search(r"  leak: forecasts that saw the future: [1-9]", done.stderr)
+
+
+def test_the_readme_shows_the_figures_of_the_default_bake(built: BakedProject) -> None:
+    card = json.loads(built.text("build/report.json"))["card"]
+    shown = [
+        [float(cell) for cell in row.group(1).split("|")]
+        for row in re.finditer(r"^\| (\d+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+) \|$", (ROOT / "README.md").read_text(), re.M)
+    ]
+    rmse = card["metrics"]["rmse"]
+    assert [row[0] for row in shown] == card["horizons"]
+    for place, row in enumerate(shown):
+        measured = [rmse[name][place] for name in ("model", "last_value", "seasonal", "ar")]
+        assert row[1:] == pytest.approx(measured, rel=0.02)
+
+
+def test_a_committed_project_trains_a_model_that_names_its_commit(built: BakedProject) -> None:
+    card = json.loads(built.text("build/report.json"))["card"]
+    assert card["git_commit"] == built.run("git", "rev-parse", "HEAD").stdout.strip()
