@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
 from model_service import periods
 from model_service.contract import Section, Series, nearest
 from model_service.loader import Cell, Payload, Reject, Seen, SourceError
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 KIND = "csv"
 PARSER_VERSION = 1  # raise it when the same bytes would give other cells: they are then loaded anew

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+
 from model_service import contract as contracts
 from model_service import settings
 from model_service.contract import Contract
 from model_service.store.connection import connect
 from model_service.store.migrate import migrate
-from psycopg.conninfo import make_conninfo
 
 Connection = psycopg.Connection
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.loader import Cell, Reject

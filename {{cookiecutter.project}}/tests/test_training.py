@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+
 from model_service import artifact, features, forecasting, registry, settings
 from model_service.contract import Contract, Gate
 from model_service.errors import Blocked
@@ -23,8 +24,9 @@ VINTAGE = features.microseconds(datetime(2016, 6, 29, tzinfo=UTC))
 @pytest.fixture(scope="module")
 def loaded(server: str, contract: Contract) -> Iterator[psycopg.Connection[Any]]:
     """The sample, loaded once for this module."""
-    from model_service.store.migrate import migrate
     from psycopg.conninfo import make_conninfo
+
+    from model_service.store.migrate import migrate
 
     name = f"test_training_{datetime.now(UTC):%H%M%S%f}"
     with psycopg.connect(server, autocommit=True) as admin:

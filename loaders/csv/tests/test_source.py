@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from model_service import contract, periods
 from model_service.errors import UsageError
 from model_service.loader import Cell, Reject, SourceError, source

@@ -64,7 +64,7 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
     """A session on one thread: ONNX Runtime would size its pool from the host's cores, not the container's."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # it would write plain text beside our JSON lines; failures reach us as exceptions
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -262,8 +262,8 @@ def _write_ledger(connection: Connection, entry: Entry, counts: Counts, replay_f
         INSERT INTO load (load_id, load_key, dataset, request, payload_sha256, rules_hash, parser_version, replay_for,
             started_at, fetched, new, changed, same, deleted, quarantined, known_first, known_last)
         SELECT %(load_id)s, %(load_key)s, %(dataset)s, %(request)s, %(payload_sha256)s, %(rules_hash)s,
-            %(parser_version)s, %(replay_for)s, %(started_at)s, %(fetched)s, %(new)s, %(changed)s, %(same)s, %(deleted)s,
-            %(quarantined)s, min(known_from), max(known_from)
+            %(parser_version)s, %(replay_for)s, %(started_at)s, %(fetched)s, %(new)s, %(changed)s, %(same)s,
+            %(deleted)s, %(quarantined)s, min(known_from), max(known_from)
         FROM verdict
         """,
         {**vars(entry), **vars(counts), "request": json.dumps(entry.request), "replay_for": replay_for},

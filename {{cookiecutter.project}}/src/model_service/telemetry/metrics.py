@@ -1,0 +1,78 @@
+"""What `/metrics` shows: requests, predictions, and how old and how current the model and its data are."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from model_service.contract import Alerts
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+REASONS = ("database_away", "database_timeout", "database_not_configured", "no_data")
+OUTCOMES = ("stored", "duplicate", "rejected", "dropped")
+
+
+@dataclass(eq=False)
+class Facts(Collector):
+    """What was last seen of model and data; a figure that is not known has no series."""
+
+    version: str = ""
+    digest: str = ""
+    trained_as_of: datetime | None = None
+    newest_known_from: datetime | None = None
+    champion: str | None = None
+    database_up: bool | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily("model_info", "The model that answers", labels=["version", "digest"])
+        if self.digest:
+            info.add_metric([self.version, self.digest], 1)
+        yield info
+        yield _gauge("model_age_seconds", "Since the newest knowledge it was trained on", _age(self.trained_as_of))
+        yield _gauge("data_age_seconds", "Since the newest value held became known", _age(self.newest_known_from))
+        yield _gauge("database_up", "1 when the database answered last time", self.database_up)
+        same = self.champion == self.digest if self.champion and self.digest else None
+        yield _gauge("champion_is_serving", "1 when the registry's champion is what answers", same)
+
+
+class Metrics:
+    """The service's own registry; labels are route templates: any number of URLs makes a bounded number of series."""
+
+    def __init__(self, alerts: Alerts) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+        self.facts = Facts()
+        registry.register(self.facts)
+        self._requests = Counter("http_requests", "Requests answered", ["method", "route", "status"], registry=registry)
+        self._seconds = Histogram(
+            "http_request_duration_seconds", "Time to answer", ["route"], buckets=SECONDS, registry=registry
+        )
+        self.predictions = Counter("predictions", "Predictions given", ["route"], registry=registry)
+        self.degraded = Counter("degraded", "Answers by a stand-in", ["reason"], registry=registry)
+        self.audit = Counter("audit_documents", "Audit documents by their fate", ["outcome"], registry=registry)
+        for family, names in ((self.degraded, REASONS), (self.audit, OUTCOMES)):
+            for name in names:
+                family.labels(name)  # a rate sees the first one only if there was a nought before it
+        limit = Gauge("alert_limit", "Limits of [alerts] in service.toml, in base units", ["name"], registry=registry)
+        limit.labels("data_age_seconds").set(alerts.data_late_days * 86_400)
+        limit.labels("error_ratio").set(alerts.error_ratio)
+        limit.labels("latency_seconds").set(alerts.latency_seconds)
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+def _age(since: datetime | None) -> float | None:
+    return (datetime.now(UTC) - since).total_seconds() if since else None
+
+
+def _gauge(name: str, says: str, value: float | None) -> Metric:
+    return GaugeMetricFamily(name, says, value)

@@ -1,0 +1,406 @@
+"""The contract of the running service, the same whether BentoML serves it, uvicorn, or a container at SERVICE_URL."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from serving import POISON, ROOT, Project, Server, make_project, serve
+
+from model_service import artifact
+from model_service.contract import Contract
+from model_service.loader import run
+
+WAYS = ["given"] if os.environ.get("SERVICE_URL") else ["uvicorn", "bentoml"]
+LIMIT = 50_000
+
+
+@dataclass
+class Running:
+    client: httpx.Client
+    inputs: list[str]
+    horizons: list[int]
+    made: Project | None = None  # None for a service that was given: its model is not ours
+    server: Server | None = None
+
+    @property
+    def instance(self) -> dict[str, float]:
+        return {name: float(number % 5) for number, name in enumerate(self.inputs)}
+
+    def ours(self) -> tuple[Project, Server]:
+        if self.made is None or self.server is None:
+            pytest.skip("the service at SERVICE_URL holds a model and a database that are not the test's")
+        return self.made, self.server
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if request.param == "given":
+        with httpx.Client(base_url=os.environ["SERVICE_URL"]) as client:
+            card = client.get("/v1/model").json()
+            yield Running(client, card["inputs"], card["horizons"])
+        return
+    made = make_project(tmp_path_factory.mktemp("service"), max_body_bytes=LIMIT, max_instances=20)
+    with serve(made, request.param) as server, httpx.Client(base_url=server.url) as client:
+        yield Running(client, made.inputs, made.horizons, made, server)
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document of `response`, after what holds for every one of them."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert body["title"] and body["detail"]
+    assert body["instance"] == response.request.url.path
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert (status == 503) == ("retry-after" in response.headers)
+    return body
+
+
+def fields(response: httpx.Response) -> list[str]:
+    return [wrong["field"] for wrong in problem(response, 422)["errors"]]
+
+
+def test_probes_answer_with_our_documents(service: Running) -> None:
+    assert service.client.get("/livez").json() == {"status": "alive"}
+    ready = service.client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert ready["model"]["digest"] == service.client.get("/v1/model").json()["digest"]
+
+
+def test_model_names_what_a_caller_and_an_auditor_need(service: Running) -> None:
+    card = service.client.get("/v1/model").json()
+    assert {"service", "version", "digest", "image_digest", "horizons", "target", "trained_as_of"} <= set(card)
+    assert card["digest"].startswith("sha256:")
+    assert card["inputs"] == service.inputs
+
+
+def test_docs_list_the_routes(service: Running) -> None:
+    assert service.client.get("/docs").status_code == 200
+    paths = service.client.get("/openapi.json").json()["paths"]
+    assert {"/v1/forecast", "/v1/predict", "/v1/model", "/livez", "/readyz", "/metrics"} <= set(paths)
+
+
+def test_predict_answers_in_the_order_of_the_instances(service: Running) -> None:
+    shuffled = dict(reversed(service.instance.items()))
+    other = dict.fromkeys(service.inputs, 1)
+    answer = service.client.post("/v1/predict", json={"instances": [shuffled, other, service.instance]}).json()
+    assert answer["model"]["digest"] == service.client.get("/v1/model").json()["digest"]
+    first, second, third = answer["predictions"]
+    assert set(first) - {"out_of_range"} == {f"horizon_{horizon}" for horizon in service.horizons}
+    assert first == third != second
+    made, _ = service.ours()
+    assert [first[f"horizon_{h}"] for h in made.horizons] == pytest.approx(made.expected)
+
+
+def test_an_input_outside_the_range_of_training_is_marked(service: Running) -> None:
+    service.ours()
+    strange = service.instance | {service.inputs[2]: 11.0}
+    answer = service.client.post("/v1/predict", json={"instances": [service.instance, strange]}).json()
+    assert "out_of_range" not in answer["predictions"][0]
+    assert answer["predictions"][1]["out_of_range"] == [service.inputs[2]]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("null", "null"),
+        ("NaN", "not finite"),
+        ("-Infinity", "not finite"),
+        ("1e999", "not finite"),
+        ("1" + "0" * 400, "too large"),
+        ('"4.7"', "str"),
+        ("true", "bool"),
+        ("[1]", "list"),
+    ],
+)
+def test_a_value_that_is_no_number_is_refused_by_name(service: Running, value: str, says: str) -> None:
+    name = service.inputs[1]
+    wrong = json.dumps(service.instance | {name: "@"}).replace('"@"', value)
+    body = f'{{"instances": [{json.dumps(service.instance)}, {wrong}]}}'
+    response = service.client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
+    assert fields(response) == [f"instances.1.{name}"]
+    assert says in response.json()["detail"]
+
+
+def test_missing_extra_and_too_many_are_refused_by_name(service: Running) -> None:
+    first, *others = service.inputs
+    missing = dict.fromkeys(others, 0.0)
+    post = service.client.post
+    assert fields(post("/v1/predict", json={"instances": [missing]})) == [f"instances.0.{first}"]
+    extra = service.instance | {"surplus": 1.0}
+    assert fields(post("/v1/predict", json={"instances": [extra]})) == ["instances.0.surplus"]
+    renamed = missing | {"surplus": 1.0}
+    assert fields(post("/v1/predict", json={"instances": [renamed]})) == [f"instances.0.{first}", "instances.0.surplus"]
+    assert fields(post("/v1/predict", json={"instances": []})) == ["instances"]
+    assert fields(post("/v1/predict", json={"instances": 3})) == ["instances"]
+    assert fields(post("/v1/predict", json={})) == ["instances"]
+    assert fields(post("/v1/predict", json={"instances": [1]})) == ["instances.0"]
+    assert fields(post("/v1/predict", json={"instances": [service.instance], "more": 1})) == ["more"]
+    assert "errors" in problem(post("/v1/predict", json=[1]), 422)
+    many = post("/v1/predict", json={"instances": [{}] * 1001})
+    assert fields(many) == ["instances"]
+    assert "at most" in many.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"instances": [' + b"[" * 20_000])
+def test_a_body_that_is_not_json_is_400(service: Running, body: bytes) -> None:
+    problem(service.client.post("/v1/predict", content=body, headers={"content-type": "application/json"}), 400)
+
+
+def test_another_content_type_is_415(service: Running) -> None:
+    problem(service.client.post("/v1/predict", data={"a": "b"}), 415)
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["content-length", "chunked"])
+def test_a_body_above_the_limit_is_413(service: Running, announced: bool) -> None:
+    size = 1_200_000
+    body = b" " * size if announced else (b" " * 10_000 for _ in range(size // 10_000))
+    response = service.client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
+    problem(response, 413)
+    assert service.client.post("/v1/predict", json={"instances": [service.instance]}).status_code == 200
+
+
+def test_unknown_path_and_wrong_method(service: Running) -> None:
+    for path in ("/nowhere", "/", "/v1/forecast/", "/healthz", "/schema.json"):
+        problem(service.client.get(path), 404)
+    refused = service.client.get("/v1/predict")
+    problem(refused, 405)
+    assert refused.headers["allow"] == "POST"
+    problem(service.client.post("/livez"), 405)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("horizon=99", "horizon"),
+        ("horizon=x", "horizon.0"),
+        ("horizons=1", "horizons"),
+        ("as_of=yesterday", "as_of"),
+        ("as_of=2016-02-30", "as_of"),
+        ("as_of=2016-07-01&as_of=2016-07-02", "as_of"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_name(service: Running, query: str, field: str) -> None:
+    response = service.client.get(f"/v1/forecast?{query}")
+    assert fields(response) == [field]
+    if field == "horizon":
+        assert str(service.horizons) in response.json()["detail"]
+
+
+def test_the_request_id_is_the_callers_when_sane(service: Running) -> None:
+    for given in ("abc-1.2_3", "x" * 128):
+        assert service.client.get("/livez", headers={"X-Request-ID": given}).headers["x-request-id"] == given
+    for bad in ("a b", "x" * 129, '"'):
+        assert len(service.client.get("/livez", headers={"X-Request-ID": bad}).headers["x-request-id"]) == 32
+
+
+def test_many_urls_make_few_series(service: Running) -> None:
+    for number in range(50):
+        service.client.get(f"/v1/{number}")
+        service.client.request(f"ODD{number}", "/livez")
+    text = service.client.get("/metrics").text
+    assert "/v1/7" not in text and "ODD" not in text
+    assert 'http_requests_total{method="other",route="/livez",status="405"}' in text
+    assert len([line for line in text.splitlines() if line[0] != "#"]) < 300
+
+
+def test_a_bug_is_500_and_the_log_has_its_cause(service: Running) -> None:
+    _, server = service.ours()
+    poisoned = service.instance | {service.inputs[0]: 2 * POISON}
+    response = service.client.post("/v1/predict", json={"instances": [poisoned]})
+    identifier = problem(response, 500)["request_id"]
+    lines = server.of_request(identifier)
+    assert [line for line in lines if "error.stack_trace" in line]
+    assert lines[-1]["http.response.status_code"] == 500
+
+
+def test_without_its_database_the_service_says_so(service: Running) -> None:
+    _, server = service.ours()
+    before = server.metrics().get('degraded_total{reason="database_away"}', 0)
+    answer = service.client.get("/v1/forecast", params={"horizon": service.horizons[1]})
+    assert answer.status_code == 200
+    assert answer.json()["degraded"] == {"reason": "database_away", "source": "last_forecast"}
+    assert [part["horizon"] for part in answer.json()["forecasts"]] == [service.horizons[1]]
+    assert server.metrics()['degraded_total{reason="database_away"}'] == before + 1
+    problem(service.client.get("/v1/forecast?as_of=2016-07-01"), 503)
+    problem(service.client.get("/v1/forecast?data_version=sha256:" + "0" * 64), 503)
+
+
+def test_every_line_is_json_and_names_its_request(service: Running) -> None:
+    _, server = service.ours()
+    service.client.get("/v1/forecast", headers={"X-Request-ID": "seen-in-the-log"})
+    ours = server.of_request("seen-in-the-log")
+    lines = server.lines()  # raises when a line is not JSON
+    assert all({"@timestamp", "log.level", "message", "service.name", "ecs.version"} <= set(line) for line in lines)
+    assert len(ours) == 3  # the database's refusal, the stand-in, the answer
+    assert ours[-1]["http.response.status_code"] == 200
+    assert ours[-1]["url.path"] == "/v1/forecast" and ours[-1]["http.request.method"] == "GET"
+    assert isinstance(ours[-1]["event.duration"], int) and ours[-1]["event.duration"] > 0
+    assert "s3cret" not in server.out.read_text("utf-8")
+
+
+def test_the_training_stack_is_not_in_the_process(service: Running) -> None:
+    _, server = service.ours()
+    pids = {line["process.pid"] for line in server.lines()}
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc to look into a running process")
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids if Path(f"/proc/{pid}/maps").exists())
+    assert "onnxruntime" in maps  # the control: this is how a loaded package is seen
+    assert not [name for name in ("sklearn", "scipy", "pandas") if f"/{name}/" in maps]
+
+
+def test_a_corrupted_model_is_not_ready(service: Running) -> None:
+    made, _ = service.ours()
+    served = max(made.root.rglob("model.onnx"), key=lambda path: "bentos" in path.parts)  # the Bento's, if there is one
+    whole = served.read_bytes()
+    try:
+        served.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert "model.onnx" in problem(service.client.get("/readyz"), 503)["detail"]
+        assert service.client.get("/livez").status_code == 200
+    finally:
+        served.write_bytes(whole)
+    assert service.client.get("/readyz").status_code == 200
+
+
+@pytest.mark.skipif("bentoml" not in WAYS, reason="SERVICE_URL is set: nothing is built or started here")
+def test_a_port_that_is_taken_and_a_missing_bento_are_named(service: Running) -> None:
+    made, server = service.ours()
+    port = server.url.rsplit(":", 1)[1]
+    bentos = made.root / ".local" / "bentoml" / "bentos"
+    done = _launch(made.root, PORT=port)
+    assert done.returncode == 1
+    assert (f"port {port} is taken" if bentos.is_dir() else "make build") in done.stderr
+
+
+def _launch(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(root / "src"), "DATABASE_URL": "postgresql://x@127.0.0.1:1/x", **environment}
+    command = [sys.executable, "-m", "model_service", "serve"]
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("entry", ["app", "service"])
+def test_a_serving_process_neither_trains_nor_unpickles(entry: str, tmp_path: Path) -> None:
+    made = make_project(tmp_path)
+    names = ("pandas", "sklearn", "scipy", "joblib")
+    for name in names:  # there to be imported, whatever is installed
+        (tmp_path / "there" / name).mkdir(parents=True)
+        (tmp_path / "there" / name / "__init__.py").touch()
+    code = f"""
+import bentoml, importlib, pickle
+harmless = pickle.dumps(len)
+pickle.loads(harmless)  # the control: it works until the service is imported
+import model_service.serving.{entry}
+for name in {names}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{{name}} can be imported")
+try:
+    pickle.loads(harmless)
+except PermissionError:
+    print("sealed")
+"""
+    env = os.environ | {"PYTHONPATH": f"{made.root / 'src'}:{tmp_path / 'there'}"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "sealed\n"), done.stderr
+
+
+def test_a_model_corrupt_from_the_start_leaves_a_process_that_says_so(tmp_path: Path) -> None:
+    made = make_project(tmp_path)
+    (made.root / "build" / "model" / "card.json").write_bytes(b"{}")
+    with serve(made, "uvicorn") as server:
+        for path in ("/readyz", "/v1/model", "/v1/forecast"):
+            assert "card.json" in problem(httpx.get(server.url + path), 503)["detail"]
+        problem(httpx.post(f"{server.url}/v1/predict", json={"instances": [made.instance]}), 503)
+
+
+def test_golden_examples_that_do_not_come_out_are_not_ready(tmp_path: Path) -> None:
+    made = make_project(tmp_path)
+    folder = made.root / "build" / "model"
+    golden = json.loads((folder / "golden.json").read_text())
+    golden["forecasts"][0][0] += 0.1
+    (folder / "golden.json").write_text(json.dumps(golden))
+    (folder / "SHA256SUMS").write_bytes(artifact.sums({name: (folder / name).read_bytes() for name in artifact.FILES}))
+    with serve(made, "uvicorn") as server:
+        assert "golden" in problem(httpx.get(f"{server.url}/readyz"), 503)["detail"]
+
+
+def test_the_fallback_is_what_service_toml_allows(tmp_path: Path) -> None:
+    made = make_project(tmp_path / "baseline", fallback=["baseline"])
+    with serve(made, "uvicorn") as server:
+        body = httpx.get(f"{server.url}/v1/forecast").json()
+        assert body["degraded"]["source"] == "baseline"
+        assert body["forecasts"][0]["value"] == 4.9
+    made = make_project(tmp_path / "none", fallback=[])
+    with serve(made, "uvicorn") as server:
+        problem(httpx.get(f"{server.url}/v1/forecast"), 503)
+
+
+def test_forecasts_from_the_store(url: str, server: str, contract: Contract, tmp_path: Path) -> None:
+    made = make_project(tmp_path)
+    with serve(made, "uvicorn", DATABASE_URL=url) as running, httpx.Client(base_url=running.url) as client:
+        assert client.get("/v1/forecast").json()["degraded"] == {"reason": "no_data", "source": "last_forecast"}
+        problem(client.get("/v1/forecast?as_of=2016-07-01"), 404)
+        run.load(contract, url, ROOT, lambda _: None)
+
+        answer = client.get("/v1/forecast?as_of=2016-07-01")
+        body = answer.json()
+        assert body["as_of"]["known_at"] == "2016-07-01T23:59:59.999999Z"
+        assert body["inputs_known_until"] == "2016-06-29T00:00:00Z"
+        assert (body["degraded"], body["hindsight"]) == (None, True)
+        assert [part["horizon"] for part in body["forecasts"]] == made.horizons
+        version = body["as_of"]["data_version"]
+        pair = client.get("/v1/forecast", params={"as_of": "2016-07-01", "data_version": version})
+        assert pair.content == answer.content
+        some = client.get("/v1/forecast?as_of=2016-07-01&horizon=6&horizon=1").json()
+        assert [part["horizon"] for part in some["forecasts"]] == [1, 6]
+        assert client.get("/v1/forecast?as_of=2016-07-30").json()["forecasts"] != body["forecasts"]
+
+        early = problem(client.get("/v1/forecast?as_of=2016-06-28"), 404)
+        assert early["first_usable"] == "2016-06-29"
+        problem(client.get("/v1/forecast?data_version=sha256:" + "0" * 64), 404)
+
+        live = client.get("/v1/forecast").json()
+        assert live["degraded"] is None
+        assert running.metrics()["database_up"] == 1
+        with psycopg.connect(server, autocommit=True) as admin:  # the database goes away under the running service
+            admin.execute(f'ALTER DATABASE "{conninfo_to_dict(url)["dbname"]}" ALLOW_CONNECTIONS false')
+        held = client.get("/v1/forecast").json()
+        assert held["degraded"] == {"reason": "database_away", "source": "last_forecast"}
+        assert held["forecasts"] == live["forecasts"]
+        problem(client.get("/v1/forecast?as_of=2016-07-01"), 503)
+        assert running.metrics()['degraded_total{reason="database_away"}'] == 1
+
+
+def test_a_database_that_hangs_is_given_up(tmp_path: Path) -> None:
+    made = make_project(tmp_path, timeout_seconds=0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and never says a word
+        url = f"postgresql://reader@127.0.0.1:{mute.getsockname()[1]}/x"
+        with serve(made, "uvicorn", DATABASE_URL=url) as running:
+            held = httpx.get(f"{running.url}/v1/forecast", timeout=30).json()
+            assert held["degraded"] == {"reason": "database_timeout", "source": "last_forecast"}
+
+
+def test_a_body_that_never_ends_is_408(tmp_path: Path) -> None:
+    made = make_project(tmp_path, timeout_seconds=0.5)
+    with serve(made, "uvicorn") as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+        connection.putrequest("POST", "/v1/predict")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "10")
+        connection.endheaders(b"{")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("content-type")) == (408, "application/problem+json")

@@ -1,0 +1,291 @@
+"""Log lines, metrics against the alert rules, and the audit trail, away and against a real server."""
+
+import base64
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from serving import ROOT, free_port, make_project, serve
+
+from model_service import registry
+from model_service.contract import Contract
+from model_service.errors import ServiceError, UsageError
+from model_service.loader import run
+from model_service.store.connection import connect
+from model_service.telemetry import audit, logs
+
+RULES = ROOT / "ops" / "prometheus"
+NOW = datetime(2026, 3, 31, 23, 59, 59, tzinfo=UTC)
+
+
+class Store(ThreadingHTTPServer):
+    """Stands in for Elasticsearch: answers each document by `verdict(id)`, and keeps those that it answers by 201."""
+
+    def __init__(self, verdict: Callable[[str], int]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.verdict = verdict
+        self.asked: list[str] = []
+        self.login: str | None = None
+        self.kept: dict[str, dict[str, Any]] = {}
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Store
+
+    def do_PUT(self) -> None:  # noqa: N802
+        self.server.login = self.headers["authorization"]
+        lines = self.rfile.read(int(self.headers["content-length"])).splitlines()
+        items = []
+        for action, document in zip(lines[::2], lines[1::2], strict=True):
+            identifier = json.loads(action)["create"]["_id"]
+            self.server.asked.append(identifier)
+            status = self.server.verdict(identifier)
+            if status == 201:
+                self.server.kept[identifier] = json.loads(document)
+            items.append({"create": {"status": status}})
+        body = json.dumps({"items": items}).encode()
+        self.send_response(200)
+        for name, value in {"X-Elastic-Product": "Elasticsearch", "Content-Type": "application/json"}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_PUT  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(audit, "BACK_OFF_SECONDS", (0.01, 0.02))
+
+
+@pytest.fixture
+def outcome() -> Counter:
+    return Counter("audit_documents", "", ["outcome"], registry=CollectorRegistry())
+
+
+def count(outcome: Counter) -> dict[str, float]:
+    return {one.labels["outcome"]: one.value for one in outcome.collect()[0].samples if one.name.endswith("_total")}
+
+
+def ship(url: str, outcome: Counter, documents: list[dict[str, Any]]) -> None:
+    trail = audit.Audit(url, outcome)
+    trail.start()
+    for document in documents:
+        trail.put("request", NOW, document)
+    trail.stop()
+
+
+def test_a_repeat_is_harmless_and_refusals_are_told_apart(quick: None, outcome: Counter) -> None:
+    seen: dict[str, int] = {}
+
+    def verdict(identifier: str) -> int:
+        """A document that is busy twice and then taken; one that is known; one that can never be taken; a good one."""
+        seen[identifier] = seen.get(identifier, 0) + 1
+        kinds = list(seen)
+        return [429 if seen[identifier] < 3 else 201, 409, 400, 201][kinds.index(identifier)]
+
+    store = Store(verdict)
+    ship(store.url, outcome, [{"number": number} for number in range(4)])
+    assert count(outcome) == {"stored": 2, "duplicate": 1, "rejected": 1}
+    assert sorted(seen.values()) == [1, 1, 1, 3]
+    assert all(document["@timestamp"].startswith("2026-03-31T23:59:59") for document in store.kept.values())
+
+
+def test_the_id_depends_on_request_and_content_and_the_url_holds_the_login(quick: None, outcome: Counter) -> None:
+    store = Store(lambda _: 201)
+    ship(store.url.replace("//", "//me:s%C3%A9cret@"), outcome, [{"a": 1}, {"a": 1}, {"a": 2}])
+    assert store.login == "Basic " + base64.b64encode("me:sécret".encode()).decode()
+    assert len(store.asked) == 3
+    assert len(store.kept) == 2
+
+
+def test_an_absent_store_costs_documents_and_nothing_else(quick: None, outcome: Counter, monkeypatch: Any) -> None:
+    monkeypatch.setattr(audit, "FLUSH_SECONDS", 0.05)
+    ship(f"http://127.0.0.1:{free_port()}", outcome, [{"a": 1}, {"a": 2}])
+    assert count(outcome) == {"dropped": 2}
+
+
+def test_the_queue_is_bounded(outcome: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MAX_QUEUED_BYTES", 1000)
+    trail = audit.Audit("http://127.0.0.1:1", outcome)
+    for _ in range(20):
+        trail.put("request", NOW, {"text": "x" * 100})
+    assert count(outcome)["dropped"] > 10
+
+
+def test_without_a_url_nothing_is_kept(outcome: Counter) -> None:
+    ship("", outcome, [{"a": 1}])
+    assert count(outcome) == {}
+
+
+def test_an_absent_store_fails_no_prediction_and_one_that_comes_back_gets_all(tmp_path: Path) -> None:
+    state = {"status": 503}
+    store = Store(lambda _: state["status"])
+    made = make_project(tmp_path)
+    with serve(made, "uvicorn", ELASTICSEARCH_URL=store.url) as server:
+        for number in range(5):
+            instance = made.instance | {made.inputs[0]: number}
+            assert httpx.post(f"{server.url}/v1/predict", json={"instances": [instance]}).status_code == 200
+        assert httpx.get(f"{server.url}/v1/forecast").status_code == 200
+        state["status"] = 201
+        assert server.stop() in (0, -15)  # (uvicorn ends by the signal itself) what was queued is shipped first
+    assert len(store.kept) == 6
+    forecast = next(document for document in store.kept.values() if document["route"] == "/v1/forecast")
+    assert forecast["degraded"] == {"reason": "database_away", "source": "last_forecast"}
+    predict = next(document for document in store.kept.values() if document["route"] == "/v1/predict")
+    assert predict["model"]["version"] == "fake"
+    assert predict["inputs"]["names"] == made.inputs and len(predict["inputs"]["rows"][0]) == len(made.inputs)
+    assert set(predict["output"][0]) == {f"horizon_{horizon}" for horizon in made.horizons}
+
+
+@pytest.fixture(scope="module")
+def elasticsearch() -> Iterator[str]:
+    """URL of a real server: ELASTICSEARCH_URL, or a container of ELASTICSEARCH_IMAGE."""
+    if url := os.environ.get("ELASTICSEARCH_URL"):
+        yield url
+        return
+    image = os.environ.get("ELASTICSEARCH_IMAGE", "docker.elastic.co/elasticsearch/elasticsearch:9.5.3")
+    if not _held(image):
+        pytest.skip(f"needs Elasticsearch: ELASTICSEARCH_URL, or Docker with the image {image}")
+    name = f"audit-{uuid.uuid4().hex[:12]}"
+    settings = ("discovery.type=single-node", "xpack.security.enabled=false", "ES_JAVA_OPTS=-Xms256m -Xmx256m")
+    options = [word for setting in settings for word in ("-e", setting)]
+    start = ["docker", "run", "-d", "--rm", "--name", name, "-p", "127.0.0.1::9200", *options, image]
+    subprocess.run(start, check=True, capture_output=True)
+    try:
+        said = subprocess.run(["docker", "port", name, "9200"], check=True, capture_output=True, text=True).stdout
+        url = f"http://{said.split()[0]}"
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                httpx.get(url, timeout=2).raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(0.3)
+        yield url
+    finally:
+        subprocess.run(["docker", "rm", "-f", name], capture_output=True)
+
+
+def test_every_answer_is_stored_once_in_a_real_server(
+    elasticsearch: str, contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_project(tmp_path)
+    monkeypatch.setenv("ELASTICSEARCH_URL", elasticsearch)
+    monkeypatch.setenv("PROJECT_ROOT", str(made.root))
+    assert audit.install(contract) == audit.install(contract) == "model-audit"
+    before = _stored(elasticsearch)
+    answers = 700  # more than one bulk
+    with serve(made, "uvicorn", ELASTICSEARCH_URL=elasticsearch) as server, httpx.Client(base_url=server.url) as client:
+        for number in range(answers):
+            client.post("/v1/predict", json={"instances": [made.instance | {made.inputs[0]: number / answers}]})
+        client.get("/v1/forecast")
+        assert client.post("/v1/predict", json={"instances": []}).status_code == 422  # no answer, no document
+        shown = server.metrics
+        until = time.monotonic() + 60
+        while time.monotonic() < until and shown().get('audit_documents_total{outcome="stored"}', 0) < answers + 1:
+            time.sleep(0.2)
+        counts = {name: value for name, value in shown().items() if name.startswith("audit_documents_total")}
+        assert {name: value for name, value in counts.items() if value} == {
+            'audit_documents_total{outcome="stored"}': answers + 1
+        }
+    assert _stored(elasticsearch) - before == answers + 1
+    strange = httpx.post(f"{elasticsearch}/model-audit-2026.01/_doc", json={"@timestamp": 0, "unknown": 1})
+    assert strange.status_code == 400  # the mapping is strict
+
+
+def _stored(url: str) -> int:
+    httpx.post(f"{url}/model-audit-*/_refresh")
+    return int(httpx.get(f"{url}/model-audit-*/_count").json()["count"])
+
+
+def test_install_says_what_is_missing(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ELASTICSEARCH_URL", raising=False)
+    with pytest.raises(UsageError, match="ELASTICSEARCH_URL is not set"):
+        audit.install(contract)
+    monkeypatch.setenv("ELASTICSEARCH_URL", f"http://user:s3cret@127.0.0.1:{free_port()}")
+    with pytest.raises(ServiceError, match="does not answer") as raised:
+        audit.install(contract)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_log_line_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:p%40ss@db/x")
+    monkeypatch.setenv("PGPASSWORD", "0ther")
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, "no login with p%%40ss, p@ss or 0ther at %s", ("db",), None)
+    line = json.loads(logs.Json("svc").format(record))
+    assert line["message"] == "no login with ***, *** or *** at db"
+    assert line["log.level"] == "error" and line["service.name"] == "svc"
+
+
+def test_every_metric_of_a_rule_is_in_a_live_scrape(url: str, contract: Contract, tmp_path: Path) -> None:
+    run.load(contract, url, ROOT, lambda _: None)
+    made = make_project(tmp_path)
+    with connect(url, "loader") as connection:
+        version = registry.register(connection, tmp_path / "build" / "model")
+        registry.promote(connection, version, "promote", "test")
+    with serve(made, "uvicorn", DATABASE_URL=url) as server:
+        httpx.get(f"{server.url}/v1/forecast")
+        until = time.monotonic() + 30
+        while "database_up" not in (live := server.metrics()) and time.monotonic() < until:
+            time.sleep(0.1)
+    assert live["champion_is_serving"] == 1
+    words = set(re.findall(r"[a-z_]+(?=[{\[]| > ignoring)", (RULES / "rules.yml").read_text("utf-8")))
+    named = {word for word in words if word not in {"up", "absent"}}
+    assert named >= {"http_requests_total", "http_request_duration_seconds_bucket", "data_age_seconds", "alert_limit"}
+    assert named <= {name.split("{")[0] for name in live}
+
+
+def test_the_alert_rules_fire_and_stay_silent() -> None:
+    assert _promtool(RULES)[0] == 0
+
+
+def test_the_rules_tests_can_fail(tmp_path: Path) -> None:
+    folder = tmp_path / "rules"
+    shutil.copytree(RULES, folder)
+    text = (folder / "rules.yml").read_text("utf-8")
+    for old, new in (("data_age_seconds >", "data_age_seconds <"), ("0.99, sum", "0.50, sum"), ("== 0", "== 2")):
+        (folder / "rules.yml").write_text(text.replace(old, new), "utf-8")
+        assert _promtool(folder)[0] == 1, old
+
+
+def _held(image: str) -> bool:
+    """Whether there is Docker, and the image in it: a test pulls nothing."""
+    inspect = ["docker", "image", "inspect", image]
+    return bool(shutil.which("docker")) and subprocess.run(inspect, capture_output=True).returncode == 0
+
+
+def _promtool(folder: Path) -> tuple[int, str]:
+    image = os.environ.get("PROMETHEUS_IMAGE", "prom/prometheus:v3.5.0")
+    if shutil.which("promtool"):
+        command = ["promtool"]
+    elif _held(image):
+        command = ["docker", "run", "--rm", "-v", f"{folder}:{folder}:ro", "--entrypoint", "promtool", image]
+    else:
+        pytest.skip(f"needs promtool, or Docker with the image {image}")
+    done = subprocess.run([*command, "test", "rules", f"{folder}/rules_test.yml"], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
