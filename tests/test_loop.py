@@ -1,4 +1,4 @@
-"""The baked project does its work: its own tests pass, its gate lets the right models through, its figures are published."""
+"""The baked project does its work: its own tests pass, its gate lets the right models through, its figures hold."""
 
 import json
 import re
@@ -43,7 +43,9 @@ def timescaledb(tmp_path: Path) -> Iterator[str]:
     try:
         port = run("docker", "port", container, "5432", cwd=tmp_path, env=env).stdout.split(":")[-1].strip()
         for _ in range(120):
-            ready = run("docker", "exec", container, "pg_isready", "-h", "127.0.0.1", cwd=tmp_path, env=env, check=False)
+            ready = run(
+                "docker", "exec", container, "pg_isready", "-h", "127.0.0.1", cwd=tmp_path, env=env, check=False
+            )
             if ready.returncode == 0:
                 break
             time.sleep(0.5)
@@ -98,7 +100,9 @@ def test_the_readme_shows_the_figures_of_the_default_bake(built: BakedProject) -
     card = json.loads(built.text("build/report.json"))["card"]
     shown = [
         [float(cell) for cell in row.group(1).split("|")]
-        for row in re.finditer(r"^\| (\d+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+) \|$", (ROOT / "README.md").read_text(), re.M)
+        for row in re.finditer(
+            r"^\| (\d+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+) \|$", (ROOT / "README.md").read_text(), re.M
+        )
     ]
     rmse = card["metrics"]["rmse"]
     assert [row[0] for row in shown] == card["horizons"]

@@ -227,6 +227,7 @@ def test_the_card_names_what_the_model_was_made_from(trained: Path, loaded: psyc
     assert card["trained_as_of"]["data_version"] == read.data_version(loaded).version
     assert card["loads"] == {"us_macro": 2}
     assert card["metrics"]["origins"]["real"] == 1
+    assert {"rule": "determinism", "figure": 0, "limit": 0} in card["gate"]
     assert {"git_commit", "source_hash", "lock_hash", "seed", "data_hash"} <= card.keys()
 
 

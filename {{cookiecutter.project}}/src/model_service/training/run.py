@@ -42,6 +42,7 @@ def train(
         fitted, graph, rules = _fit(contract, held, table)
         rules = _judge(contract, table, tested) + rules + [_leak(contract, rows, table, tested, say)]
         card = _card(contract, root, known_at, version, rows, table, tested)
+        card["gate"] = [{"rule": one.name, "figure": one.figure, "limit": one.limit} for one in rules]
         card["intervals"] = _spread(contract, held, table, tested, tested.forecast)
         baseline = _spread(contract, held, table, tested, tested.baseline["last_value"])
         files = _files(contract, card, baseline, graph, fitted, table, last, known_until)

@@ -1,0 +1,32 @@
+# The template's own commands. Those of a baked project are in its own Makefile.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv/bin/python
+UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade
+
+.PHONY: help demo test bench bench-bake lock clean
+
+help:  ## This list
+	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+
+demo:  ## From default answers to a served forecast; stays until Ctrl-C (ONCE=1: stops everything and exits)
+	@started=$$($(PYTHON) -c 'import time; print(time.time())') && $(MAKE) --silent --no-print-directory .venv/demo.synced && \
+	  exec env DEMO_STARTED=$$started ONCE="$(ONCE)" $(VENV) scripts/demo.py
+
+test: .venv/test.synced  ## All tests that this machine can run, and a list of what was left out (ARGS="-k bake")
+	@$(VENV) -m pytest $(ARGS)
+
+bench: bench-bake  ## Every benchmark
+
+bench-bake: .venv/demo.synced  ## Time of a bake against plain cookiecutter with empty hooks; writes build/bench/bake.json
+	@$(VENV) benchmarks/bake.py
+
+lock: .venv/demo.synced  ## Write requirements/*.txt anew from pyproject.toml
+	@$(UV_COMPILE) --group test -o requirements/test.txt
+	@$(UV_COMPILE) --group demo -c requirements/test.txt -o requirements/demo.txt
+
+clean:  ## Remove build/ and .venv
+	rm -rf build .venv
+
+.venv/%.synced: requirements/%.txt
+	@PYTHON="$(PYTHON)" scripts/environment.sh $*

@@ -1,0 +1,14 @@
+"""Refuses wrong answers before anything is written. The answers arrive as data: JSON in a raw string, quotes escaped."""
+
+import json
+import sys
+
+ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
+TEMPLATE = json.loads(r'''{{ cycler.__init__.__globals__.os.getcwd() | tojson }}''')
+
+sys.dont_write_bytecode = True  # the template's folder stays as it is
+sys.path.insert(0, TEMPLATE + "/hooks")
+
+import answers  # noqa: E402
+
+sys.exit(answers.refuse(ANSWERS, TEMPLATE, __file__))

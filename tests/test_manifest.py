@@ -1,0 +1,51 @@
+"""templates/manifest.json names every file of the template that goes into a project, and none that is not there.
+
+To complete it: run this file. A failure lists the lines to add (to "keep" of "always", or of the part of one answer)
+and those to take out. Then give tests/default_files.txt, which says what a user gets, the same change.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import assemble
+from conftest import PROJECT, ROOT, environment, run
+
+MANIFEST: dict[str, Any] = json.loads((ROOT / "templates/manifest.json").read_text("utf-8"))
+PROMPTS = json.loads((ROOT / "cookiecutter.json").read_text("utf-8"))
+PARTS = [MANIFEST["always"]] + [part for choices in MANIFEST["answers"].values() for part in choices.values()]
+NOT_COPIED = {"templates/manifest.json"}  # read, not copied
+
+
+def lines(names: set[str]) -> str:
+    return "\n".join(f"      {json.dumps(name)}," for name in sorted(names))
+
+
+def test_manifest_and_files_agree(tmp_path: Path) -> None:
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", PROJECT, "loaders", "templates"]
+    found = {name for name in run(*words, cwd=ROOT, env=environment(tmp_path)).stdout.split("\0") if name}
+    there = {name for name in found if (ROOT / name).is_file() and not name.startswith("templates/licence/")}
+    named = set(assemble.sources(PARTS))
+    missing, gone = there - named - NOT_COPIED, named - there
+    short = {name.removeprefix(f"{PROJECT}/") for name in missing}
+    assert not missing, f"templates/manifest.json does not name:\n{lines(short)}"
+    assert not gone, f"templates/manifest.json names, but there is not:\n{lines(gone)}"
+
+
+def test_every_choice_of_a_part_is_a_choice_of_the_prompt_and_back() -> None:
+    for prompt, choices in MANIFEST["answers"].items():
+        assert set(choices) == set(PROMPTS[prompt])
+
+
+def test_no_file_comes_from_two_parts() -> None:
+    targets = [path for part in PARTS for path in [*part.get("keep", []), *part.get("copy", {}).values()]]
+    assert sorted(targets) == sorted(set(targets))
+
+
+def test_lists_are_sorted() -> None:
+    for part in PARTS:
+        assert part.get("keep", []) == sorted(part.get("keep", []))
+
+
+def test_licences_are_those_of_the_prompt() -> None:
+    assert {path.stem for path in (ROOT / "templates/licence").iterdir()} == set(PROMPTS["licence"])
