@@ -1,0 +1,474 @@
+"""The stack for real: TimescaleDB, loader, two replicas, HAProxy; rollouts, good and bad; and what must not leak."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import BakedProject, missing
+
+pytestmark = [pytest.mark.docker, pytest.mark.python, pytest.mark.timescale, pytest.mark.haproxy]
+KEYS = ("POSTGRES_PASSWORD", "LOADER_PASSWORD", "READER_PASSWORD")
+
+
+def docker(*words: str, check: bool = True, **more: Any) -> str:
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, **more)
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout + ("" if check else done.stderr)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def copied(built: BakedProject, folder: Path) -> BakedProject:
+    """A copy of the built project that may be changed; it shares the environment."""
+    path = folder / built.path.name
+    folder.mkdir()
+    built.run("cp", "-a", built.path, path)  # owners too: as root the embedded database belongs to another user
+    shutil.rmtree(path / ".venv")
+    (path / ".venv").symlink_to(built.python.parents[1])
+    with (path / ".git/info/exclude").open("a", encoding="utf-8") as file:
+        file.write(".venv\n")
+    return BakedProject(path, dict(built.env))
+
+
+class Stack:
+    """A project with a name, an image repository and a port of its own on the engine."""
+
+    def __init__(self, project: BakedProject, watch: bool) -> None:
+        self.name = f"om-{uuid.uuid4().hex[:8]}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.project = project
+        self.made: list[str] = []
+        env = {"COMPOSE_PROJECT_NAME": self.name, "BALANCER_PORT": str(self.port), "READY_SECONDS": "60"}
+        project.env |= env | ({"COMPOSE_PROFILES": "watch"} if watch else {})
+        contract = project.path / "service.toml"
+        text = re.sub(
+            r'(?m)^repository = "[^"]*"', f'repository = "localhost:1/{self.name}"', contract.read_text("utf-8")
+        )
+        contract.write_text(text, "utf-8")
+        project.run("git", "commit", "-qam", "A repository of its own")
+
+    def image(self) -> dict[str, Any]:
+        return dict(json.loads(self.project.text("build/image.json")))
+
+    def ids(self, service: str = "service", *options: str) -> list[str]:
+        labels = [
+            f"--filter=label=com.docker.compose.project={self.name}",
+            "--filter=label=com.docker.compose.oneoff=False",
+        ]
+        return docker(
+            "ps", "-q", "--no-trunc", *options, *labels, f"--filter=label=com.docker.compose.service={service}"
+        ).split()
+
+    def images_served(self) -> set[str]:
+        return {docker("inspect", "-f", "{{.Config.Image}}", one).strip() for one in self.ids()}
+
+    def derive(self, name: str, *lines: str) -> str:
+        """An image made of the last one and some lines of a Dockerfile."""
+        tag = f"localhost:1/{self.name}:{name}"
+        docker("build", "-q", "-t", tag, "-", input="\n".join([f"FROM {self.image()['service']['tag']}", *lines]))
+        self.made.append(tag)
+        return tag
+
+    def deploy(self, image: str = "", check: bool = True, **env: str) -> Any:
+        more = {"DEPLOY_HOST": "local"} | ({"SERVICE_IMAGE": image} if image else {}) | env
+        return self.project.make("deploy", check=check, env=more)
+
+    def model(self) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.url}/v1/model").raise_for_status().json())
+
+    def passwords(self) -> list[str]:
+        lines = (self.project.path / ".env").read_text("utf-8").splitlines()
+        return [value for key, _, value in (line.partition("=") for line in lines) if key in KEYS]
+
+    def remove(self) -> None:
+        self.project.make("down", check=False)
+        docker("volume", "rm", "-f", f"{self.name}_database", check=False)
+        tags = docker(
+            "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference=localhost:1/{self.name}*"
+        )
+        docker("image", "rm", "-f", *self.made, *tags.split(), check=False)
+
+
+@pytest.fixture(scope="module")
+def stack(built: BakedProject, workshop: Path) -> Iterator[Stack]:
+    """A copy of the built project, its images made; not started yet."""
+    project = copied(built, workshop / "stack")
+    stack = Stack(project, watch=not (missing("prometheus") or missing("elasticsearch")))
+    stack.project.make("image")
+    yield stack
+    stack.remove()
+
+
+@contextlib.contextmanager
+def command_lines() -> Iterator[set[str]]:
+    """Arguments of every process of the machine that a sampler saw during the block."""
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.05):
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.add(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def callers(url: str) -> Iterator[list[int | str]]:
+    """Asks for a forecast all the time during the block; every status, or error, is kept."""
+    answers: list[int | str] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(timeout=10) as client:
+            while not done.wait(0.02):
+                try:
+                    answers.append(client.get(f"{url}/v1/forecast").status_code)
+                except httpx.HTTPError as error:
+                    answers.append(repr(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        done.set()
+        thread.join()
+    assert len(answers) > 20
+    assert set(answers) == {200}
+
+
+@pytest.fixture(scope="module")
+def up(stack: Stack) -> Any:
+    """`make up`: what it printed, and the command lines seen meanwhile."""
+    assert not stack.project.has_file(".env")
+    with command_lines() as seen:
+        done = stack.project.make("up")
+    return done, seen
+
+
+def test_up_serves_the_same_forecast_through_the_balancer(stack: Stack, up: Any) -> None:
+    answer = httpx.get(f"{stack.url}/v1/forecast").raise_for_status().json()
+    built = json.loads(stack.project.text("build/model/registry.json"))
+    assert answer["model"]["digest"] == built["digest"]
+    assert answer["degraded"] is None
+    local = json.loads(stack.project.service("forecast", "--json", "--as-of", "2016-07-01").stdout)
+    there = httpx.get(f"{stack.url}/v1/forecast?as_of=2016-07-01").raise_for_status().json()
+    assert there["forecasts"] == local["forecasts"]
+    printed = up[0].stdout
+    assert f"{stack.url}/v1/forecast" in printed
+    for row in answer["forecasts"]:
+        assert f"{row['value']:.2f}" in printed
+
+
+def test_trace_walks_from_the_answer_to_the_bytes(stack: Stack, up: Any) -> None:
+    answer = httpx.get(f"{stack.url}/v1/forecast").text
+    walked = docker("exec", "-i", stack.ids()[0], "python", "-m", "model_service", "trace", "-", input=answer)
+    assert walked.splitlines()[-1] == "complete"
+    for file in (stack.project.path / "data/us-macro").glob("*.csv"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in walked
+
+
+def test_the_store_is_a_hypertable(stack: Stack, up: Any) -> None:
+    question = "SELECT hypertable_name FROM timescaledb_information.hypertables"
+    assert docker(
+        "exec", stack.ids("database")[0], "psql", "-U", "postgres", "-d", "model", "-Atc", question
+    ).split() == ["observation"]
+
+
+def test_the_loader_and_the_readers_may_not_more_than_they_need(stack: Stack, up: Any) -> None:
+    for login, statement in [("reader", "INSERT INTO series (dataset) VALUES ('x')"), ("loader", "DELETE FROM load")]:
+        password = dict(zip(KEYS, stack.passwords(), strict=True))[f"{login.upper()}_PASSWORD"]
+        where = ["-h", "127.0.0.1", "-U", login, "-d", "model", "-c", statement]
+        said = docker(
+            "exec",
+            "-e",
+            "PGPASSWORD",
+            stack.ids("database")[0],
+            "psql",
+            *where,
+            check=False,
+            env={"PGPASSWORD": password, **stack.project.env},
+        )
+        assert "permission denied" in said
+
+
+def test_only_the_balancer_is_bound_and_only_to_this_machine(stack: Stack, up: Any) -> None:
+    ids = docker("ps", "-q", f"--filter=label=com.docker.compose.project={stack.name}").split()
+    assert len(ids) >= 4
+    bound = {}
+    for one in json.loads(docker("inspect", *ids)):
+        bound[one["Config"]["Labels"]["com.docker.compose.service"]] = [
+            place for places in one["NetworkSettings"]["Ports"].values() for place in places or []
+        ]
+    assert bound.pop("balancer") == [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]
+    assert not any(bound.values())
+    assert json.loads(docker("network", "inspect", f"{stack.name}_inside"))[0]["Internal"]
+
+
+def test_replicas_run_without_rights(stack: Stack, up: Any) -> None:
+    replicas = json.loads(docker("inspect", *stack.ids()))
+    assert len(replicas) == 2
+    for one in replicas:
+        host = one["HostConfig"]
+        assert one["Config"]["User"] == "10001:10001"
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert host["SecurityOpt"] == ["no-new-privileges:true"]
+
+
+def test_passwords_are_nowhere_but_in_env(stack: Stack, up: Any) -> None:
+    file = stack.project.path / ".env"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert stack.project.run("git", "check-ignore", ".env").stdout.strip() == ".env"
+    secrets = stack.passwords()
+    assert len(set(secrets)) == 3
+    assert all(len(one) >= 32 for one in secrets)
+    images = [
+        stack.image()["service"]["tag"],
+        stack.image()["loader"]["tag"],
+        f"{stack.name}-database",
+        f"{stack.name}-balancer",
+    ]
+    places = {
+        "up": up[0].stdout + up[0].stderr,
+        "processes": "\n".join(up[1]),
+        "history": "".join(docker("history", "--no-trunc", one) for one in images),
+        "images": docker("image", "inspect", *images),
+        "logs": "".join(
+            docker("logs", one, check=False)
+            for one in docker("ps", "-aq", f"--filter=label=com.docker.compose.project={stack.name}").split()
+        ),
+        "tracked": stack.project.run("git", "grep", "-hI", "").stdout,
+    }
+    assert "model_service" in places["processes"]
+    for name, text in places.items():
+        assert text, name
+        for secret in secrets:
+            assert secret not in text, name
+
+
+def test_an_error_of_the_database_shows_no_password(stack: Stack, up: Any) -> None:
+    words = [
+        "run",
+        "--rm",
+        "--network",
+        f"{stack.name}_inside",
+        "-e",
+        "DATABASE_URL",
+        stack.image()["loader"]["tag"],
+        "load",
+    ]
+    env = stack.project.env | {"DATABASE_URL": "postgresql://loader:wrong-password-1@database/model"}
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert "the database does not answer" in done.stderr
+    assert "wrong-password-1" not in done.stdout + done.stderr
+
+
+def test_the_loader_holds_neither_training_nor_serving(stack: Stack) -> None:
+    tag = stack.image()["loader"]["tag"]
+    absent = ["numpy", "sklearn", "onnxruntime", "fastapi", "bentoml", "pip"]
+    absent += ["model_service.training", "model_service.serving"]
+    script = f"import importlib.util as u; print([n for n in {absent} if u.find_spec(n)])"
+    assert docker("run", "--rm", "--entrypoint", "python", tag, "-c", script).strip() == "[]"
+
+
+def test_the_service_image_is_lean_and_labelled(stack: Stack) -> None:
+    tag = stack.image()["service"]["tag"]
+    modules, programs = ["sklearn", "pandas", "scipy", "pip", "ensurepip"], ["pip", "pip3", "uv", "gcc", "cc"]
+    script = (
+        "import importlib.util as u, shutil;"
+        f"print([n for n in {modules} if u.find_spec(n)], [n for n in {programs} if shutil.which(n)])"
+    )
+    run = [
+        "run",
+        "--rm",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        "--network",
+        "none",
+    ]
+    assert docker(*run, tag, "python", "-c", script).strip() == "[] []"
+    assert (
+        docker(*run, tag, "find", "/app", "-not", "-user", "root", "-o", "-writable", "-not", "-type", "l").strip()
+        == ""
+    )
+    labels = json.loads(docker("image", "inspect", "-f", "{{json .Config.Labels}}", tag))
+    assert labels["org.opencontainers.image.revision"] == stack.project.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert labels["model.digest"] == json.loads(stack.project.text("build/model/registry.json"))["digest"]
+
+
+def test_the_watch_profile_sees_the_replicas_and_keeps_the_audit_trail(stack: Stack, up: Any) -> None:
+    if "COMPOSE_PROFILES" not in stack.project.env:
+        pytest.skip("prometheus, elasticsearch: no images here")
+    for _ in range(5):
+        httpx.get(f"{stack.url}/v1/forecast").raise_for_status()
+    inside = stack.ids()[0]
+
+    def ask(url: str) -> Any:
+        script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+        return json.loads(docker("exec", inside, "python", "-c", script, url))
+
+    def eventually(what: Any) -> None:
+        for _ in range(60):
+            if what():
+                return
+            time.sleep(1)
+        pytest.fail("never seen")
+
+    eventually(
+        lambda: (
+            [one["value"][1] for one in ask("http://prometheus:9090/api/v1/query?query=up")["data"]["result"]]
+            == ["1", "1"]
+        )
+    )
+    eventually(lambda: ask("http://elasticsearch:9200/_all/_count")["count"] >= 5)
+
+
+def test_up_again_keeps_what_is_there(stack: Stack, up: Any) -> None:
+    before = stack.passwords(), sorted(stack.ids()), stack.ids("database")
+    stack.project.make("up")
+    assert (stack.passwords(), sorted(stack.ids()), stack.ids("database")) == before
+
+
+def test_a_taken_port_is_named_before_anything_starts(stack: Stack) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        done = stack.project.make(
+            "up", check=False, env={"COMPOSE_PROJECT_NAME": f"{stack.name}x", "BALANCER_PORT": port}
+        )
+    assert done.returncode != 0
+    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
+    assert "BALANCER_PORT=" in done.stderr
+    assert docker("ps", "-aq", f"--filter=name={stack.name}x") == ""
+
+
+def test_without_an_image_up_says_what_to_do(stack: Stack) -> None:
+    file = stack.project.path / "build/image.json"
+    text = file.read_text("utf-8")
+    file.unlink()
+    try:
+        done = stack.project.make("up", check=False)
+    finally:
+        file.write_text(text, "utf-8")
+    assert done.returncode != 0
+    assert "run make image" in done.stderr
+
+
+def test_a_good_image_is_rolled_out_without_a_failed_request(stack: Stack, up: Any) -> None:
+    new = stack.derive("new", "ENV NOTHING=new")
+    (stack.project.path / ".env").rename(
+        stack.project.path / "kept.env"
+    )  # as in a pipeline: the target knows its passwords
+    before = stack.ids()
+    try:
+        with callers(stack.url):
+            done = stack.deploy(new)
+    finally:
+        (stack.project.path / "kept.env").replace(stack.project.path / ".env")
+    assert "the balancer answers from sha256:" in done.stderr
+    assert stack.images_served() == {new}
+    assert len(stack.ids()) == 2
+    assert not set(stack.ids()) & set(before)
+    assert stack.model()["image_digest"] == docker("image", "inspect", "-f", "{{.Id}}", new).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "says"),
+    [
+        ("never-ready", "ENV MODEL_DIR=/nowhere", "it was not ready within 8 s"),
+        ("ends", 'CMD ["python", "-c", "raise SystemExit(\'no such thing\')"]', "it ended by itself"),
+    ],
+)
+def test_a_bad_image_is_undone_without_a_failed_request(stack: Stack, up: Any, name: str, line: str, says: str) -> None:
+    served, ids = stack.images_served(), sorted(stack.ids())
+    with callers(stack.url):
+        done = stack.deploy(stack.derive(name, line), check=False, READY_SECONDS="8")
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "the end of its log:" in done.stderr
+    assert f"undone: {served.pop()} serves" in done.stderr
+    assert sorted(stack.ids("service", "--all")) == ids
+    assert docker("ps", "-aq", f"--filter=name={stack.name}-rollout") == ""
+
+
+def test_an_image_that_answers_with_another_model_turns_red(stack: Stack, up: Any) -> None:
+    done = stack.deploy(stack.derive("liar", "LABEL model.digest=sha256:0000"), check=False)
+    assert done.returncode != 0
+    assert "sha256:0000, but the balancer's answer comes from" in done.stderr
+
+
+def test_a_model_that_is_damaged_never_reaches_a_replica(stack: Stack, up: Any) -> None:
+    ids = sorted(stack.ids())
+    done = stack.deploy(
+        stack.derive("damaged", "USER root", "RUN echo x >>/app/model/model.onnx", "USER 10001:10001"), check=False
+    )
+    assert done.returncode != 0
+    assert "could not be imported; the replicas were not touched" in done.stderr
+    assert sorted(stack.ids()) == ids
+
+
+def test_two_deployments_do_not_meet(stack: Stack, up: Any) -> None:
+    other = f"{stack.name}-rollout"
+    docker("run", "-d", "--rm", "--name", other, "--entrypoint", "sleep", stack.image()["service"]["tag"], "60")
+    try:
+        done = stack.deploy(check=False)
+        assert docker("ps", "-q", f"--filter=name={other}") != ""
+    finally:
+        docker("rm", "-f", other)
+    assert done.returncode != 0
+    assert "another up or deploy is at work" in done.stderr
+
+
+def test_down_leaves_the_volume_and_nothing_else(stack: Stack, up: Any) -> None:
+    label = f"--filter=label=com.docker.compose.project={stack.name}"
+    mounts = docker("inspect", "-f", "{{range .Mounts}}{{println .Name}}{{end}}", *docker("ps", "-aq", label).split())
+    stack.project.make("down")
+    assert set(mounts.split()) & set(docker("volume", "ls", "-q").split()) == {f"{stack.name}_database"}
+    assert docker("ps", "-aq", label) == ""
+    assert docker("network", "ls", "-q", label) == ""
+    assert docker("volume", "ls", "-q", label).split() == [f"{stack.name}_database"]
+    assert docker("image", "ls", "-q", f"{stack.name}-*") == ""
+    stack.project.make("down")
+
+
+def test_a_first_deployment(stack: Stack) -> None:
+    """After `down`: nothing serves. A bad image leaves nothing that serves; a good one serves."""
+    done = stack.deploy(stack.derive("first", "ENV MODEL_DIR=/nowhere"), check=False, READY_SECONDS="8")
+    assert done.returncode != 0
+    assert "the first deployment never got ready" in done.stderr
+    assert stack.ids("service", "--all") == []
+    done = stack.deploy()
+    assert "first deployment" in done.stderr
+    assert len(stack.ids()) == 2
+    assert stack.model()["digest"] == stack.image()["model"]

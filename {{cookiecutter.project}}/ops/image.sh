@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Builds the Bento, then the two images, and writes build/image.json, which `make up` and `make deploy` read.
+# PUSH=1 also pushes them (REGISTRY_USER and REGISTRY_PASSWORD, if set, log in) and names them by digest from then on.
+. "$(dirname "$0")/lib.sh"
+need_docker
+
+make --no-print-directory build >&2
+bento=.local/bentoml/bentos/$service
+bento=$bento/$(cat "$bento/latest")
+model=$(.venv/bin/python -c 'import json; print(json.load(open("build/model/registry.json"))["digest"])')
+# A commit only when this folder is itself the top of a repository, not merely inside one.
+revision=uncommitted
+if [ "$(git rev-parse --show-toplevel 2>/dev/null || true)" = "$(pwd -P)" ] && commit=$(git rev-parse --verify --quiet HEAD); then
+  revision=$commit$(git diff --quiet HEAD -- . || echo -dirty)
+fi
+short=${model#sha256:}
+tag=$(echo "$revision" | cut -c1-12)$(case $revision in *-dirty) echo -dirty ;; esac)-${short:0:12}
+
+build() { docker build --quiet --build-arg "PYTHON_IMAGE=$PYTHON_IMAGE" --build-arg "REVISION=$revision" "$@" >/dev/null || fail "docker build failed on the base image $PYTHON_IMAGE (PYTHON_IMAGE names another)"; }
+say "$repository:$tag and $repository-loader:$tag on $PYTHON_IMAGE"
+build --build-arg "MODEL_DIGEST=$model" --file images/service.Dockerfile --tag "$repository:$tag" "$bento"
+build --file images/loader.Dockerfile --tag "$repository-loader:$tag" .
+
+if [ -n "${PUSH:-}" ]; then
+  if [ -n "${REGISTRY_USER:-}" ]; then
+    printf '%s' "${REGISTRY_PASSWORD:-}" | docker login --username "$REGISTRY_USER" --password-stdin "${repository%%/*}" >/dev/null 2>"$work/error" ||
+      fail "the registry ${repository%%/*} refuses the login of $REGISTRY_USER: $(tail -n 1 "$work/error")"
+  fi
+  for name in "$repository" "$repository-loader"; do
+    docker push --quiet "$name:$tag" >/dev/null 2>"$work/error" || fail "cannot push $name:$tag: $(tail -n 1 "$work/error")"
+  done
+fi
+
+reference() {                           # repository@sha256:... once a registry gave a digest, else the engine's own id
+  docker image inspect -f '{{range .RepoDigests}}{{println .}}{{end}}{{.Id}}' "$1:$tag" | grep -e "^$1@" -e '^sha256:' | head -n 1
+}
+mkdir -p build
+cat >build/image.json <<JSON
+{
+  "service": {"tag": "$repository:$tag", "ref": "$(reference "$repository")"},
+  "loader": {"tag": "$repository-loader:$tag", "ref": "$(reference "$repository-loader")"},
+  "model": "$model",
+  "revision": "$revision"
+}
+JSON
+cat build/image.json

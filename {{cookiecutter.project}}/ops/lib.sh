@@ -1,0 +1,175 @@
+# What the scripts beside it share: settings, Docker, passwords, waiting. Sourced by bash, never run.
+# shellcheck shell=bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+work=$(mktemp -d)
+trap 'finish' EXIT
+locked=
+finish() { rm -rf "$work"; [ -z "$locked" ] || docker rm --force "$locked" >/dev/null 2>&1 || true; }
+say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+if [ -f .env ]; then                    # what the environment leaves open
+  while IFS='=' read -r key value; do
+    case $key in '' | *[!A-Za-z0-9_]*) continue ;; esac
+    [ -n "${!key+set}" ] || export "$key=$value"
+  done <.env
+fi
+contract=$(.venv/bin/python - <<'EOP'
+import tomllib
+with open("service.toml", "rb") as file:
+    contract = tomllib.load(file)
+print(contract["service"]["name"], contract["image"]["repository"], contract["image"]["base"])
+EOP
+) || fail "service.toml: the line above says what is wrong"
+# shellcheck disable=SC2034  # image.sh names images by it
+read -r service repository base <<<"$contract"
+export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-$service} BALANCER_PORT=${BALANCER_PORT:-8080} PYTHON_IMAGE=${PYTHON_IMAGE:-$base}
+export DOCKER_BUILDKIT=1 BUILDKIT_PROGRESS=quiet
+case ,${COMPOSE_PROFILES:-}, in *,watch,*) export ELASTICSEARCH_URL=http://elasticsearch:9200 ;; esac
+
+compose() { docker compose --progress quiet -f ops/compose.yaml "$@"; }
+
+need_docker() {
+  command -v docker >/dev/null 2>&1 ||
+    fail "needs Docker: there is no command 'docker'. Install Docker Engine or Docker Desktop; load, train, build and serve work without it"
+  docker version --format '{{.Server.Version}}' >/dev/null 2>"$work/error" ||
+    fail "needs Docker: its engine does not answer: $(tail -n 1 "$work/error")"
+  docker compose version >/dev/null 2>&1 || fail "needs Docker: its compose plugin is not there: install docker-compose-plugin"
+}
+
+# The images to run: $SERVICE_IMAGE and $LOADER_IMAGE, or what the last `make image` wrote; by digest where a registry gave one.
+images() {
+  if [ -z "${SERVICE_IMAGE:-}" ] || [ -z "${LOADER_IMAGE:-}" ]; then
+    [ -f build/image.json ] || fail "no image yet (build/image.json): run make image"
+    SERVICE_IMAGE=${SERVICE_IMAGE:-$(built service)} LOADER_IMAGE=${LOADER_IMAGE:-$(built loader)}
+  fi
+  for image in "$SERVICE_IMAGE" "$LOADER_IMAGE"; do
+    docker image inspect "$image" >/dev/null 2>&1 || docker pull --quiet "$image" >/dev/null 2>"$work/error" ||
+      fail "the image $image is neither on this engine nor in a registry: run make image (PUSH=1 for another machine): $(tail -n 1 "$work/error")"
+  done
+  IMAGE_DIGEST=$(digest_of "$SERVICE_IMAGE")
+  export SERVICE_IMAGE LOADER_IMAGE IMAGE_DIGEST
+}
+built() { .venv/bin/python -c 'import json, sys; print(json.load(open("build/image.json"))[sys.argv[1]]["ref"])' "$1"; }
+digest_of() { case $1 in *@sha256:*) echo "${1##*@}" ;; *) docker image inspect -f '{{.Id}}' "$1" ;; esac }
+model_of() { docker image inspect -f '{{index .Config.Labels "model.digest"}}' "$1"; }
+
+# Passwords: of the environment, else of the target's own database, else of .env, else new ones for .env. Never an argument of a process.
+passwords() {
+  local database key value
+  database=$(containers database --all)
+  for key in POSTGRES_PASSWORD LOADER_PASSWORD READER_PASSWORD; do
+    value=
+    [ -z "$database" ] || value=$(docker inspect -f '{{range .Config.Env}}{{println .}}{{end}}' "$database" | sed -n "s/^$key=//p")
+    [ -n "$value" ] || value=${!key:-}
+    if [ -z "$value" ]; then
+      value=$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')
+      (umask 077 && echo "$key=$value" >>.env)
+    fi
+    export "$key=$value"
+  done
+  [ ! -f .env ] || chmod 600 .env
+}
+
+# One at a time on a target: a container of a fixed name is the lock; it ends by itself if its owner is killed.
+lock() {
+  local name=$COMPOSE_PROJECT_NAME-rollout
+  docker run --detach --rm --name "$name" --network none --entrypoint sleep "$SERVICE_IMAGE" 900 >/dev/null 2>"$work/error" || {
+    docker inspect "$name" >/dev/null 2>&1 || fail "cannot start a container: $(tail -n 1 "$work/error")"
+    fail "another up or deploy is at work on this target: wait for it, or, if it is dead: docker rm -f $name"
+  }
+  locked=$name
+}
+
+once() { compose run --rm -T --quiet-pull "$@" </dev/null; }
+
+# The database: up, its logins, its tables, its data, and the image's model in its registry. With database=--no-recreate a running one is left as it is.
+# Callers may test it with `||`, where bash stops no function at a failing line: so every line says itself what its failure means.
+prepare() {
+  say "database, migrations"
+  compose up --detach --wait "${database:---build}" database >"$work/log" 2>&1 || fail "the database does not start: $(tail -n 3 "$work/log")"
+  compose exec -T database sh /docker-entrypoint-initdb.d/logins.sh </dev/null || fail "the database's logins could not be made"
+  once migrate || fail "the migration failed; nothing else was touched"
+  say "data"
+  once loader || fail "the load failed; the replicas were not touched"
+  say "the image's model into the registry, and its forecast"
+  adopt || fail "the image's model could not be imported; the replicas were not touched"
+}
+adopt() {
+  once import python -m model_service promote --artifact /app/model --reason "$(basename "$0" .sh)" &&
+    once import python -m model_service forecast --record >/dev/null
+}
+
+# Everything, from nothing or from whatever runs.
+start() {
+  local id
+  prepare
+  case ,${COMPOSE_PROFILES:-}, in *,watch,*)
+    say "telemetry"
+    compose up --detach --wait elasticsearch >"$work/log" 2>&1 || fail "Elasticsearch does not start: $(tail -n 3 "$work/log")"
+    once service python -m model_service telemetry install || fail "Elasticsearch does not take the index template" ;;
+  esac
+  say "replicas and balancer"
+  compose up --detach --build --remove-orphans >"$work/log" 2>&1 || fail "the stack does not start: $(tail -n 3 "$work/log")"
+  for id in $(replicas --all); do
+    wait_ready "$id" || { last_words "$id"; return 1; }
+  done
+}
+
+port_free() {
+  case ${DOCKER_HOST:-unix:} in unix:*) ;; *) return ;; esac
+  local balancer
+  balancer=$(containers balancer)
+  [ -n "$balancer" ] && docker port "$balancer" 8080 | grep -q ":$BALANCER_PORT\$" && return
+  .venv/bin/python - "$BALANCER_PORT" <<'EOP' || fail "port $BALANCER_PORT on 127.0.0.1 is taken: stop what listens there, or name another one: BALANCER_PORT=8081"
+import socket, sys
+with socket.socket() as listener:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", int(sys.argv[1])))
+    except OSError:
+        sys.exit(1)
+EOP
+}
+
+# containers SERVICE [OPTION...]: ids of the stack's containers of that service, the newest first.
+containers() {
+  local of=$1
+  shift
+  docker ps --quiet --no-trunc "$@" --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" \
+    --filter "label=com.docker.compose.service=$of" --filter label=com.docker.compose.oneoff=False
+}
+replicas() { containers service "$@"; }
+
+# ask CONTAINER URL: what it answers to the container (so it works on a remote engine too); fails on any status but 2xx, and says why.
+ask() { docker exec "$1" python -c "$asking" "$2"; }
+asking='
+import sys, urllib.error, urllib.request
+try:
+    sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=3).read().decode())
+except urllib.error.HTTPError as error:
+    sys.exit(f"HTTP {error.code}: {error.read(500).decode()}")
+except OSError as error:
+    sys.exit(str(error))
+'
+
+# wait_ready CONTAINER: until it answers /readyz with 200 and the balancer has it in rotation. Fails when it ends, restarts or takes too long.
+wait_ready() {
+  local end=$((SECONDS + ${READY_SECONDS:-60})) address
+  while [ $SECONDS -lt $end ]; do
+    [ "$(docker inspect -f '{{.State.Running}} {{.RestartCount}}' "$1" 2>/dev/null)" = "true 0" ] || { reason="it ended by itself"; return 1; }
+    address=$(docker inspect -f "{{(index .NetworkSettings.Networks \"${COMPOSE_PROJECT_NAME}_inside\").IPAddress}}" "$1")
+    if ask "$1" http://127.0.0.1:3000/readyz >/dev/null 2>"$work/error" &&
+      ask "$1" 'http://balancer:8404/;csv' 2>"$work/error" | grep -q "^replicas,.*,UP,.*[,\"]$address:3000"; then
+      return
+    fi
+    sleep 0.3
+  done
+  reason="it was not ready within ${READY_SECONDS:-60} s: $(tail -n 1 "$work/error")"
+  return 1
+}
+last_words() {
+  say "replica ${1:0:12}: $reason; the end of its log:"
+  docker logs --tail 400 "$1" 2>&1 | grep -v 'GET /readyz' | tail -n 20 | sed 's/^/    /' >&2 || true
+}
