@@ -183,7 +183,6 @@ def test_description_is_text_whatever_it_says(tmp_path: Path, canary: Path, numb
     project = BakedProject(tmp_path / "out/us-unemployment", environment(tmp_path / "home"))
     service = tomllib.loads(project.text("service.toml"))["service"]
     assert service == {"name": "us-unemployment", "description": value, "task": "forecast"}
-    assert tomllib.loads(project.text("pyproject.toml"))["project"]["description"] == value
     assert project.record()["answers"]["description"] == value
     project.make("--dry-run", "help")
     assert not canary.exists()

@@ -438,6 +438,41 @@ def test_a_model_that_is_damaged_never_reaches_a_replica(stack: Stack, up: Any) 
     assert sorted(stack.ids()) == ids
 
 
+@contextlib.contextmanager
+def container(image: str) -> Iterator[str]:
+    """URL of one container of the image, without a database, run as narrowly as the stack runs it."""
+    narrow = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp"]
+    one = docker("run", "-d", "-p", "127.0.0.1:0:3000", *narrow, image).strip()
+    try:
+        url = f"http://127.0.0.1:{docker('port', one, '3000').split(':')[-1].strip()}"
+        for _ in range(120):
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/livez").status_code == 200:
+                    break
+            time.sleep(0.25)
+        yield url
+    finally:
+        docker("rm", "-f", one)
+
+
+def test_the_container_keeps_the_contract_that_bentoml_serve_keeps(stack: Stack) -> None:
+    with container(stack.image()["service"]["tag"]) as url:
+        words = [stack.project.python, "-m", "pytest", "tests/test_service.py"]
+        done = stack.project.run(*words, env={"PYTHONPATH": "src", "SERVICE_URL": url})
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed.group(1)) >= 25
+
+
+def test_a_container_whose_model_is_damaged_is_alive_but_not_ready(stack: Stack) -> None:
+    image = stack.derive("corrupt", "USER root", "RUN echo x >>/app/model/model.onnx", "USER 10001:10001")
+    with container(image) as url:
+        assert httpx.get(f"{url}/livez").status_code == 200
+        answer = httpx.get(f"{url}/readyz")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "model.onnx does not fit SHA256SUMS" in answer.json()["detail"]
+
+
 def test_two_deployments_do_not_meet(stack: Stack, up: Any) -> None:
     other = f"{stack.name}-rollout"
     docker("run", "-d", "--rm", "--name", other, "--entrypoint", "sleep", stack.image()["service"]["tag"], "60")
