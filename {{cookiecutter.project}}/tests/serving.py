@@ -92,11 +92,12 @@ def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
     texts = {
         "card.json": {
             "service": declared.service.name,
-            "target": {"series": target, "unit": series.unit},
+            "target": {"series": target, "unit": series.unit, "transform": declared.target.transform},
             "inputs": made.inputs,
             "horizons": made.horizons,
             "estimator": "made-up",
             "trained_as_of": clock,
+            "inputs_known_until": clock["known_at"],
             "input_range": {name: [-10.0, 10.0] for name in made.inputs},
             "intervals": intervals,
             "metrics": {},

@@ -118,6 +118,37 @@ def test_a_bad_line_is_quarantined_cell_by_cell(
     assert count(url, "SELECT new FROM load ORDER BY load_id LIMIT 1") == 8653 - cells
 
 
+def test_a_period_that_has_not_begun_is_quarantined(run: Run, project: Path, url: str) -> None:
+    edit(project / SECOND, "7/1/16,", "12/1/68,")  # two digits: 2068
+    assert run("load")[0] == 0
+    assert count(url, "SELECT count(*) FROM quarantine WHERE rule = 'future'") > 0
+    assert count(url, "SELECT count(*) FROM observation WHERE valid_time > now()") == 0
+
+
+def test_without_vintages_bytes_that_come_back_are_news(run: Run, project: Path, url: str) -> None:
+    edit(project / "service.toml", 'vintage = { from = "file_name", format = "%Y-%m-%d" }', "")
+    (project / SECOND).unlink()
+    first = (project / FIRST).read_bytes()
+    assert run("load")[0] == 0
+    edit(project / FIRST, "96497,", "96498,")
+    assert run("load")[0] == 0
+    (project / FIRST).write_bytes(first)
+    assert "1 changed" in run("load")[2]
+    assert "nothing new" in run("load")[2]
+    newest = (
+        "SELECT value FROM observation JOIN series USING (series_id) WHERE name = 'PAYEMS' ORDER BY known_from DESC"
+    )
+    assert count(url, f"{newest} LIMIT 1") == 96497
+
+
+def test_an_unchanged_file_of_a_later_day_does_not_make_the_data_fresh(run: Run, project: Path) -> None:
+    assert run("load")[0] == 0
+    before = run("doctor")[1]
+    (project / "data/us-macro/2026-01-01.csv").write_bytes((project / SECOND).read_bytes())
+    assert "0 changed" in run("load")[2]
+    assert [line for line in run("doctor")[1].splitlines() if "freshness" in line][0] in before
+
+
 MISTAKES = {
     "unknown key": ("horizons =", "horizon =", "did you mean 'horizons'?"),
     "unknown series": ('[target]\nseries = "UNRATE"', '[target]\nseries = "UNRAT"', "did you mean 'UNRATE'?"),
@@ -200,6 +231,12 @@ def test_from_load_to_trace_and_back_to_the_bytes(run: Run, project: Path, url: 
     assert f"{FIRST}\n" in output
     assert SECOND not in output  # not known on that day
     assert output.endswith("complete\n")
+    changed = json.loads((project / "answer.json").read_text())
+    changed["forecasts"][0]["value"] += 0.1
+    (project / "answer.json").write_text(json.dumps(changed))
+    code, output, _ = run("trace", str(project / "answer.json"))
+    assert code == 1
+    assert "ANOTHER FORECAST COMES OUT" in output
     answer["model"]["digest"] = "sha256:0"
     (project / "answer.json").write_text(json.dumps(answer))
     code, output, _ = run("trace", str(project / "answer.json"))
@@ -231,6 +268,16 @@ def test_one_value_changed_in_the_second_file_changes_only_what_was_known_after_
         answers.append([run("forecast", "--as-of", day, "--json")[1] for day in ("2016-07-01", "2016-07-30")])
     assert answers[0][0] == answers[1][0]
     assert answers[0][1] != answers[1][1]
+
+
+@pytest.mark.parametrize("url", ["postgresql//me:s3cret@host/db", "mysql://me:s3cret@host/db"])
+@pytest.mark.parametrize("verb", ["load", "migrate"])
+def test_a_url_that_is_none_is_not_shown(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str, url: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    code, _, messages = run(verb)
+    assert code == 1
+    assert "is no PostgreSQL URL" in messages
+    assert "s3cret" not in messages
 
 
 def test_doctor_finds_a_row_that_no_load_accounts_for(run: Run, url: str) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.loader import Cell, Reject
+from model_service.loader.run import claim
 from model_service.store import ledger, read
 from model_service.store.connection import DatabaseAway, connect
 from model_service.store.migrate import migrate
@@ -146,6 +147,28 @@ def test_a_vintage_stated_again_with_another_value_is_quarantined_and_the_first_
     assert rows == [("vintage_conflict", "6", "UNRATE")]
 
 
+def test_what_was_refused_stays_refused_when_an_older_vintage_comes_late(store: Store) -> None:
+    store.load(60, {("UNRATE", 1): 5.0})
+    store.load(90, {("UNRATE", 1): 5.0})
+    store.load(90, {("UNRATE", 1): 6.0})
+    store.load(30, {("UNRATE", 1): 5.0})
+    assert [store.known(day)["UNRATE", 1] for day in (40, 70, 100)] == [5.0, 5.0, 5.0]
+
+
+def test_a_vintage_stated_again_in_another_file_is_still_the_same_vintage(store: Store) -> None:
+    store.load(0, {("UNRATE", 1): 5.0})
+    store.load(30, {("UNRATE", 1): 5.0})
+    assert store.load(30, {("UNRATE", 1): 6.0}, name="copy.csv").quarantined == 1
+
+
+def test_a_cell_that_was_bad_at_first_can_be_corrected(store: Store) -> None:
+    store.load(0, {("UNRATE", 1): 5.0})
+    store.load(30, {("UNRATE", 2): 5.1}, bad=[Reject("UNRATE", 3, "oops", "number", "not a number")])
+    corrected = store.load(30, {("UNRATE", 1): 5.5, ("UNRATE", 2): 5.1})
+    assert (corrected.changed, corrected.same, corrected.quarantined) == (1, 1, 0)
+    assert store.known(30)["UNRATE", 1] == 5.5
+
+
 def test_a_bad_cell_goes_to_quarantine_with_its_place_and_the_good_ones_are_loaded(store: Store) -> None:
     counts = store.load(0, {("UNRATE", 1): 5.0}, bad=[Reject("PAYEMS", 7, "abc", "number", "not a number")])
     assert (counts.fetched, counts.new, counts.quarantined) == (2, 1, 1)
@@ -197,9 +220,9 @@ def test_a_crash_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyP
 
 
 def test_a_claimed_dataset_is_left_to_the_copy_that_holds_it(url: str) -> None:
-    with connect(url, "loader") as one, connect(url, "loader") as two, ledger.claim(one, DATASET) as free:
+    with connect(url, "loader") as one, connect(url, "loader") as two, claim(one, DATASET) as free:
         one.execute("INSERT INTO attempt (dataset, runner) VALUES (%s, 'host:1')", [DATASET])
-        with ledger.claim(two, DATASET) as holder:
+        with claim(two, DATASET) as holder:
             assert free is None
             assert holder is not None
             assert holder.startswith("host:1 since")

@@ -11,7 +11,7 @@ import pytest
 
 from model_service import artifact, features, forecasting, registry, settings
 from model_service.contract import Contract, Gate
-from model_service.errors import Blocked
+from model_service.errors import Blocked, ServiceError
 from model_service.features import History
 from model_service.loader import run as loading
 from model_service.store import read
@@ -127,6 +127,14 @@ def test_a_planted_leak_is_found(
     assert backtest.leaked(contract, rows, table, [200, origins - 3]) == [place % origins for place in found]
 
 
+def test_a_backtest_that_fits_on_the_future_is_found(
+    contract: Contract, rows: features.Rows, table: dataset.Cases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = dataset.labels
+    monkeypatch.setattr(dataset, "labels", lambda c, h, t, at: honest(c, h, t, at + 400 * 86_400_000_000))
+    assert backtest.leaked(contract, rows, table, [200]) == [200]
+
+
 def test_a_label_from_the_future_is_found(
     contract: Contract, rows: features.Rows, table: dataset.Cases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +164,11 @@ def test_only_a_better_model_passes(advantage: float, passes: bool) -> None:
 def test_a_model_without_advantage_passes_about_as_rarely_as_the_level_says() -> None:
     passed = sum(gate.better_than(losses(0.0, seed=seed), "last_value", 0.05, 1).ok for seed in range(100))
     assert passed <= 15  # 5 expected; blocks of finite length let a few more through
+
+
+def test_too_few_blocks_are_no_evidence() -> None:
+    rules = {rule.name: rule.ok for rule in gate.judge(Gate(), losses(0.5, cases=108), {"h1": 0}, {"0.8": 0.8}, 1)}
+    assert rules["evidence"] is False
 
 
 def test_one_bad_horizon_blocks() -> None:
@@ -261,6 +274,26 @@ def test_an_answer_names_both_clocks_and_says_what_is_hindsight(
         assert wide["lower"] <= narrow["lower"] < one["value"] < narrow["upper"] <= wide["upper"]
 
 
+def test_a_model_is_not_asked_for_what_it_was_not_trained_on(
+    trained: Path, loaded: psycopg.Connection[Any], contract: Contract
+) -> None:
+    other = contract.model_copy(update={"target": contract.target.model_copy(update={"series": "PAYEMS"})})
+    with pytest.raises(ServiceError, match=r"no longer fits model \d+: target, inputs changed"):
+        forecasting.by_champion(other, loaded, None, None, None)
+    fewer = contract.model_copy(update={"feature": contract.feature[:-1]})
+    with pytest.raises(ServiceError, match="inputs changed"):
+        forecasting.by_champion(fewer, loaded, None, None, None)
+
+
+@pytest.mark.parametrize("text", ["2016-07-01", "20160701"])
+def test_a_plain_date_means_the_end_of_that_day(text: str) -> None:
+    assert forecasting.parse_as_of(text) == datetime(2016, 7, 1, 23, 59, 59, 999999, tzinfo=UTC)
+
+
+def test_what_has_no_logarithm_is_missing_not_infinite() -> None:
+    assert np.isnan(features.change("log_difference", np.array([0.0]), np.array([1.0]))).all()
+
+
 def test_before_the_first_known_value_the_first_usable_date_is_named(
     trained: Path, loaded: psycopg.Connection[Any], contract: Contract
 ) -> None:
@@ -286,6 +319,8 @@ def test_promotions_and_rollbacks_are_rows_with_who_and_why(
     earlier = run.train(contract, loaded, copied(tmp_path), forecasting.parse_as_of("2016-07-01"), print)
     assert registry.champion(loaded).version == earlier["version"] != first.version  # type: ignore[union-attr]
     assert registry.rollback(loaded, "too early") == first.version  # type: ignore[union-attr]
+    with pytest.raises(ServiceError, match="no earlier champion"):
+        registry.rollback(loaded, "one more")
     row = loaded.execute("SELECT action, reason, previous FROM promotion ORDER BY promotion_id DESC LIMIT 1").fetchone()
     assert row == ("rollback", "too early", earlier["version"])
     body = forecasting.answer(

@@ -40,7 +40,8 @@ def options(**keys: Any) -> source.Options:
 
 
 def series(frequency: contract.Frequency = "month", *names: str) -> dict[str, contract.Series]:
-    return {name: contract.Series(source="test", frequency=frequency, unit="x") for name in names or ("A", "B")}
+    one = contract.Series(source="test", frequency=frequency, unit="x", release_lag_days=0)
+    return dict.fromkeys(names or ("A", "B"), one)
 
 
 def sample_series() -> dict[str, contract.Series]:

@@ -31,6 +31,8 @@ def main(words: list[str] | None = None) -> int:
         return _fail(f"the database went away: {error}", 1)
     except psycopg.errors.UndefinedTable:
         return _fail("the database has no tables of this service: run `python -m model_service migrate`", 1)
+    except psycopg.Error as error:
+        return _fail(f"the database refused: {str(error).strip().splitlines()[0]}", 1)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
 
@@ -135,8 +137,10 @@ def _record_forecast(declared: contract.Contract, url: str) -> None:
     with connect(url, "loader") as connection:
         if registry.champion(connection) is None:
             return _say("no forecast yet: no model is registered")
-        body = forecasting.by_champion(declared, connection, None, None, None)
-        registry.record(connection, body)
+        try:
+            registry.record(connection, forecasting.by_champion(declared, connection, None, None, None))
+        except ServiceError as error:
+            _say(f"no forecast yet: {error}")
     return None
 
 

@@ -55,7 +55,7 @@ class Series(Section):
     source: str
     frequency: Frequency
     unit: str
-    release_lag_days: int = 0
+    release_lag_days: int
 
 
 class Target(Section):
@@ -126,6 +126,8 @@ class Contract(Section):
         for number, feature in enumerate(self.feature, 1):
             _known(feature.series, self.series, f"feature {number}: series")
         names = [name for feature in self.feature for name in feature.names]
+        if len(set(self.target.horizons)) < len(self.target.horizons):
+            raise ValueError("target.horizons: a horizon stands there twice")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"feature: declared twice: {', '.join(twice)}")
         return self

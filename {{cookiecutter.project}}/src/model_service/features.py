@@ -132,11 +132,14 @@ def row(contract: Contract, known: Mapping[str, Snapshot]) -> Floats:
 
 
 def change(transform: str, value: Floats, base: Floats) -> Floats:
-    """What is modelled, from the value and the last known value before it: the value, its difference, or the log's."""
+    """What is modelled, from a value and the one it starts from: itself, the difference, the log's (NaN of 0)."""
     if transform == "level":
         return value
+    if transform == "difference":
+        return value - base
     with np.errstate(divide="ignore", invalid="ignore"):
-        return value - base if transform == "difference" else np.log(value) - np.log(base)
+        grown = np.log(value) - np.log(base)
+    return np.where(np.isfinite(grown), grown, np.nan)
 
 
 def _tail(values: Floats, lag: int) -> float:

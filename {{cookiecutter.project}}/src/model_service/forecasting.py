@@ -1,5 +1,6 @@
 """The answer of /v1/forecast, made the same way by the service, the command line and the run after a load."""
 
+import contextlib
 import tempfile
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -47,9 +48,9 @@ def stamp(moment: datetime) -> str:
 
 def parse_as_of(text: str) -> datetime:
     """An instant, UTC when it names no offset; a plain date means the end of that day. Raises ValueError."""
+    with contextlib.suppress(ValueError):
+        return datetime.combine(date.fromisoformat(text), time.max, UTC)
     try:
-        if len(text) == 10:
-            return datetime.combine(date.fromisoformat(text), time.max, UTC)
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
@@ -70,6 +71,7 @@ def answer(
 
     Raises UnknownHorizon, NoDataYet, InputsMissing, read.UnknownDataVersion, psycopg.OperationalError.
     """
+    _check_fit(contract, model)
     wanted = _wanted(model, horizons)
     at = known_at or datetime.now(UTC)
     version = read.data_version(connection, data_version)
@@ -79,11 +81,14 @@ def answer(
             f"too little is held at {stamp(at)} for {', '.join(missing)}: load more of the series' past"
         )
     made = model.predict(row[None, :])[0]
-    trained = model.card["trained_as_of"]
+    if not np.isfinite(made).all():
+        raise InputsMissing(
+            f"the inputs at {stamp(at)} give no finite forecast: look at the newest values of the series"
+        )
     return {
         **head(contract, at, version.version, known_until),
         "model": _model(model),
-        "hindsight": datetime.fromisoformat(trained["known_at"]) > at,
+        "hindsight": _hindsight(model, at),
         "forecasts": [
             _forecast(contract, model.card["intervals"], horizon, last, float(made[model.horizons.index(horizon)]))
             for horizon in wanted
@@ -141,14 +146,34 @@ def degraded(
     wanted = _wanted(model, horizons)
     forecasts = model.held["baseline"] if source == "baseline" else held["forecasts"]
     kept = model.held if source == "baseline" else held
-    trained = model.card["trained_as_of"]["known_at"]
     return {
         **{name: kept[name] for name in ("service", "target", "unit", "as_of", "inputs_known_until")},
         "model": _model(model),
-        "hindsight": datetime.fromisoformat(trained) > datetime.fromisoformat(kept["as_of"]["known_at"]),
+        "hindsight": _hindsight(model, datetime.fromisoformat(kept["as_of"]["known_at"])),
         "forecasts": [one for one in forecasts if one["horizon"] in wanted],
         "degraded": {"reason": reason, "source": source},
     }
+
+
+def _hindsight(model: Model, at: datetime) -> bool:
+    """Whether the model saw anything that became known after `at`; being trained later is none by itself."""
+    return datetime.fromisoformat(model.card["inputs_known_until"]) > at
+
+
+def _check_fit(contract: Contract, model: Model) -> None:
+    """Raises ServiceError when service.toml was changed since the model was trained: inputs would mean other things."""
+    declared = {
+        "target": contract.target.series,
+        "transform": contract.target.transform,
+        "inputs": features.inputs(contract),
+    }
+    target = model.card["target"]
+    trained = {"target": target["series"], "transform": target["transform"], "inputs": model.inputs}
+    if changed := [name for name in declared if declared[name] != trained[name]]:
+        raise ServiceError(
+            f"service.toml no longer fits model {model.version}: {', '.join(changed)} changed since it was trained;"
+            " run `train`, or restore service.toml"
+        )
 
 
 def _wanted(model: Model, horizons: list[int] | None) -> list[int]:
@@ -186,9 +211,17 @@ def by_champion(
     horizons: list[int] | None,
 ) -> dict[str, Any]:
     """`answer` with the registry's champion; raises registry.NoModel besides."""
+    found = registry.champion(connection)
+    if found is None:
+        raise registry.NoModel
+    return answer(contract, loaded(found), connection, known_at, data_version, horizons)
+
+
+def loaded(found: registry.Registered) -> Model:
+    """A registered model, ready to answer."""
     with tempfile.TemporaryDirectory() as folder:
-        registry.export(connection, Path(folder))
-        return answer(contract, artifact.load(Path(folder)), connection, known_at, data_version, horizons)
+        artifact.write(Path(folder), found.files, str(found.version))
+        return artifact.load(Path(folder))
 
 
 def table(body: dict[str, Any]) -> str:

@@ -43,10 +43,21 @@ def register(connection: Connection, folder: Path) -> int:
 
 def champion(connection: Connection) -> Registered | None:
     """The model that was promoted last, or None."""
-    row = connection.execute(
-        "SELECT version, digest, files, onnx FROM promotion JOIN model USING (version)"
-        " ORDER BY promotion_id DESC LIMIT 1"
-    ).fetchone()
+    return _registered(
+        connection.execute(
+            "SELECT version, digest, files, onnx FROM promotion JOIN model USING (version)"
+            " ORDER BY promotion_id DESC LIMIT 1"
+        )
+    )
+
+
+def find(connection: Connection, digest: str) -> Registered | None:
+    """The registered model of that digest, or None."""
+    return _registered(connection.execute("SELECT version, digest, files, onnx FROM model WHERE digest = %s", [digest]))
+
+
+def _registered(rows: psycopg.Cursor[Any]) -> Registered | None:
+    row = rows.fetchone()
     if row is None:
         return None
     version, digest, texts, onnx = row
@@ -75,7 +86,11 @@ def promote(connection: Connection, version: int, action: str, reason: str) -> b
 
 def rollback(connection: Connection, reason: str) -> int:
     """Makes the champion before this one champion again; returns its version. Raises ServiceError without one."""
-    row = connection.execute("SELECT previous FROM promotion ORDER BY promotion_id DESC LIMIT 1").fetchone()
+    now = champion(connection)
+    row = connection.execute(  # what a rollback left behind is not what it goes back to the next time
+        "SELECT previous FROM promotion WHERE version = %s AND action <> 'rollback' ORDER BY promotion_id DESC LIMIT 1",
+        [now.version if now else None],
+    ).fetchone()
     if row is None or row[0] is None:
         raise ServiceError("there is no earlier champion to go back to")
     promote(connection, row[0], "rollback", reason)

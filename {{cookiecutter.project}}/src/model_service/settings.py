@@ -14,6 +14,8 @@ def root() -> Path:
     Raises UsageError when there is none.
     """
     if given := os.environ.get("PROJECT_ROOT"):
+        if not (Path(given) / CONTRACT).is_file():
+            raise UsageError(f"PROJECT_ROOT is {given}, and there is no {CONTRACT} in it")
         return Path(given)
     for folder in Path(__file__).resolve().parents:
         if (folder / CONTRACT).is_file():
@@ -30,7 +32,7 @@ def database_url() -> str | None:
 
     Raises UsageError outside development: a container never starts a database of its own.
     """
-    url = os.environ.get("DATABASE_URL")
+    url = os.environ.get("DATABASE_URL") or None
     if url is None and environment() != "development":
         raise UsageError(f"DATABASE_URL is not set and ENVIRONMENT is {environment()!r}: set DATABASE_URL")
     return url

@@ -1,7 +1,9 @@
 """From any answer back to the provider's bytes: model, data version, loads, kept files, and the rows that were used."""
 
+import contextlib
 import hashlib
 import json
+import math
 import sys
 import zlib
 from datetime import datetime
@@ -10,8 +12,9 @@ from typing import Any
 
 import psycopg
 
+from model_service import forecasting, registry
 from model_service.contract import Contract
-from model_service.errors import UsageError
+from model_service.errors import ServiceError, UsageError
 
 Connection = psycopg.Connection[Any]
 
@@ -22,6 +25,7 @@ def read_answer(source: str) -> dict[str, Any]:
         body = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text("utf-8"))
         for part in (body["model"]["digest"], body["as_of"]["data_version"], body["as_of"]["known_at"]):
             str.strip(part)
+        datetime.fromisoformat(body["as_of"]["known_at"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{source} holds no answer of /v1/forecast ({error!r}): save one with curl, or pipe it in"
@@ -30,27 +34,45 @@ def read_answer(source: str) -> dict[str, Any]:
 
 
 def walk(contract: Contract, connection: Connection, answer: dict[str, Any]) -> dict[str, Any]:
-    """Every step from the answer to the bytes; `complete` is False when one is missing or a hash does not fit."""
+    """Every step from the answer to the bytes; `complete` is False when one is missing or does not fit.
+
+    The forecasts are made again from the registered model and the pair of clocks. A degraded answer has no such source.
+    """
     clocks = answer["as_of"]
-    model = connection.execute(
-        "SELECT version, files FROM model WHERE digest = %s", [answer["model"]["digest"]]
-    ).fetchone()
+    model = registry.find(connection, answer["model"]["digest"])
     version = connection.execute(
         "SELECT loads FROM data_version WHERE version = %s", [clocks["data_version"]]
     ).fetchone()
     loads = version[0] if version else {}
     rows = _rows(contract, connection, datetime.fromisoformat(clocks["known_at"]), loads)
     files = _files(connection, sorted({row["load_id"] for row in rows}))
+    again = _again(contract, connection, model, answer) if model and version else None
     found = {
-        "model": {"digest": answer["model"]["digest"], "version": model[0] if model else None,
-                  "trained": _trained(json.loads(model[1]["card.json"])) if model else None},
+        "model": {"digest": answer["model"]["digest"], "version": model.version if model else None,
+                  "trained": _trained(json.loads(model.files["card.json"])) if model else None},
         "as_of": clocks,
         "loads_at_that_version": loads,
+        "made_again": again,
         "files": files,
         "rows": rows,
     }  # fmt: skip
-    whole = bool(model and version and rows and all(one["hash_holds"] for one in files))
+    whole = bool(rows and again == "equal" and all(one["hash_holds"] for one in files))
     return {"complete": whole, **found}
+
+
+def _again(contract: Contract, connection: Connection, model: registry.Registered, answer: dict[str, Any]) -> str:
+    """`equal` when the registered model gives the same forecasts from the same pair of clocks, or what is different."""
+    if answer.get("degraded"):
+        return f"DEGRADED ({answer['degraded'].get('reason')}): it was not made from the data of this pair"
+    horizons = [one["horizon"] for one in answer["forecasts"]]
+    at, version = datetime.fromisoformat(answer["as_of"]["known_at"]), answer["as_of"]["data_version"]
+    try:
+        made = forecasting.answer(contract, forecasting.loaded(model), connection, at, version, horizons)
+    except ServiceError as error:
+        return f"IT CANNOT BE MADE AGAIN: {error}"
+    pairs = zip(made["forecasts"], answer["forecasts"], strict=True)
+    near = all(math.isclose(one["value"], other["value"], rel_tol=1e-9) for one, other in pairs)
+    return "equal" if near else "ANOTHER FORECAST COMES OUT"
 
 
 def text(steps: dict[str, Any]) -> str:
@@ -64,6 +86,8 @@ def text(steps: dict[str, Any]) -> str:
     loads = ", ".join(f"{dataset} {load}" for dataset, load in steps["loads_at_that_version"].items())
     lines.append(f"as of   {clocks['known_at']}, data version {clocks['data_version']}")
     lines.append(f"        of which the last loads are {loads}" if loads else "        which is NOT IN THIS STORE")
+    if steps["made_again"]:
+        lines.append(f"again   made from that model and those clocks: {steps['made_again']}")
     for one in steps["files"]:
         state = "kept bytes hold the hash" if one["hash_holds"] else "KEPT BYTES DO NOT HOLD THE HASH"
         lines.append(f"load    {one['load_id']} {one['committed_at']:%Y-%m-%d %H:%M} {one['file']}")
@@ -112,8 +136,11 @@ def _files(connection: Connection, load_ids: list[int]) -> list[dict[str, Any]]:
         [load_ids],
     ).fetchall():
         digest = hashlib.sha256()
-        for (block,) in connection.execute("SELECT bytes FROM raw_object WHERE sha256 = %s ORDER BY part", [sha256]):
-            digest.update(zlib.decompress(block))
+        with contextlib.suppress(zlib.error):  # damaged: the hash will not hold
+            for (block,) in connection.execute(
+                "SELECT bytes FROM raw_object WHERE sha256 = %s ORDER BY part", [sha256]
+            ):
+                digest.update(zlib.decompress(block))
         found.append({"load_id": load_id, "file": request["file"], "sha256": sha256, "committed_at": committed_at,
                       "hash_holds": digest.hexdigest() == sha256})  # fmt: skip
     return found

@@ -8,7 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,33 @@ def load(contract: Contract, url: str, root: Path, say: Callable[[str], None]) -
     results: list[dict[str, Any]] = []
     for dataset in contract.source:
         options = _options(contract, dataset)
-        with connect(url, "loader") as connection, ledger.claim(connection, dataset) as holder:
+        with connect(url, "loader") as connection, claim(connection, dataset) as holder:
             if holder:
                 say(f"{dataset}: {holder} is at it; nothing to do here")
                 results.append({"dataset": dataset, "outcome": "held", "by": holder})
             else:
                 results += _attempt(connection, contract, dataset, options, root, runner, say)
     return results
+
+
+@contextmanager
+def claim(connection: Connection, dataset: str) -> Iterator[str | None]:
+    """Claims the dataset for this connection: yields None, or who holds it when another copy is at it."""
+    key = [f"dataset:{dataset}"]
+    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key).fetchone()
+    if row and row[0]:
+        try:
+            yield None
+        finally:
+            if not connection.closed:
+                connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
+        return
+    holder = connection.execute(
+        "SELECT runner || ' since ' || started_at FROM attempt WHERE dataset = %s AND finished_at IS NULL"
+        " ORDER BY attempt_id DESC LIMIT 1",
+        [dataset],
+    ).fetchone()
+    yield holder[0] if holder else "another copy"
 
 
 def _options(contract: Contract, dataset: str) -> source.Options:
@@ -96,7 +116,9 @@ def _one(
     rules = _hash(
         [options.model_dump(mode="json", exclude={"path"}), {name: one.frequency for name, one in series.items()}]
     )
-    key = _hash([dataset, request, sha256, rules, source.PARSER_VERSION])
+    # Without a vintage, bytes that were replaced and come back are news: what is known changes again.
+    turn = 0 if payload.vintage else ledger.turn(connection, dataset, payload.name, sha256)
+    key = _hash([dataset, request, sha256, rules, source.PARSER_VERSION, turn])
     result: dict[str, Any] = {"dataset": dataset, "file": payload.name, "sha256": sha256}
     if ledger.committed(connection, key):
         say(f"{payload.name}: nothing new")
@@ -105,14 +127,26 @@ def _one(
     @contextmanager
     def reparse(kept: str, asked: dict[str, str]) -> Iterator[Iterator[Cell | Reject]]:
         with _kept(connection, kept, asked) as again:
-            yield source.parse(again, options, series)
+            yield _plausible(source.parse(again, options, series), started)
 
+    records = _plausible(source.parse(payload, options, series), started)
     entry = ledger.Entry(dataset, key, request, sha256, rules, source.PARSER_VERSION, started)
     ids = ledger.series_ids(connection, dataset, series)
-    counts = ledger.commit(connection, entry, ids, source.parse(payload, options, series), reparse)
+    counts = ledger.commit(connection, entry, ids, records, reparse)
     figures = {name: value for name, value in vars(counts).items() if name != "load_id"}
     say(f"{payload.name}: " + ", ".join(f"{value:,} {name}" for name, value in figures.items()))
     return {**result, "outcome": "loaded", **vars(counts)}
+
+
+def _plausible(records: Iterator[Cell | Reject], now: datetime) -> Iterator[Cell | Reject]:
+    """Rejects what cannot be: a period that begins after its value was known, a value known after today."""
+    for record in records:
+        if isinstance(record, Cell):
+            known = record.known_from or now
+            if record.valid_time > known or known > now + timedelta(days=1):
+                detail = f"period {record.valid_time:%Y-%m-%d} known from {known:%Y-%m-%d}, loaded {now:%Y-%m-%d}"
+                record = Reject(record.series, record.line, repr(record.value), "future", detail)  # noqa: PLW2901
+        yield record
 
 
 def _keep(connection: Connection, payload: Payload) -> str:

@@ -47,8 +47,8 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Co
     try:
         settled: dict[str, Any] = {"connect_timeout": 10, **options}
         connection = psycopg.connect(url, autocommit=True, **settled)
-    except psycopg.OperationalError as error:
-        raise DatabaseAway(f"the database does not answer: {_first_line(error)}; check DATABASE_URL") from None
+    except psycopg.Error as error:
+        raise away(error) from None
     try:
         connection.execute(f"SET ROLE model_{role}")
         connection.execute("SET TIME ZONE 'UTC'")
@@ -66,5 +66,9 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Co
     return connection
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def away(error: psycopg.Error) -> DatabaseAway:
+    """What to say of a connection that failed; a URL that cannot be parsed is not shown, it may hold a password."""
+    if not isinstance(error, psycopg.OperationalError):
+        return DatabaseAway("DATABASE_URL is no PostgreSQL URL: it looks like postgresql://USER@HOST:5432/DATABASE")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return DatabaseAway(f"the database does not answer: {lines[0]}; check DATABASE_URL")

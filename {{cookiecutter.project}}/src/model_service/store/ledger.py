@@ -6,8 +6,8 @@ bytes over the touched cells, in the same transaction, each with a ledger row of
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,7 @@ Reparse = Callable[[str, dict[str, str]], AbstractContextManager[Records]]
 STAGE = """
 CREATE TEMP TABLE stage (line bigint, series_id integer, valid_time timestamptz, known_from timestamptz,
     value double precision, series text, raw text, rule text, detail text) ON COMMIT DROP;
+CREATE TEMP TABLE stated (LIKE stage) ON COMMIT DROP;
 CREATE TEMP TABLE verdict (line bigint, series_id integer, valid_time timestamptz, known_from timestamptz,
     value double precision, held double precision, outcome text) ON COMMIT DROP;
 """
@@ -37,7 +38,9 @@ INSERT INTO verdict
 SELECT s.line, s.series_id, s.valid_time, s.known_from, s.value, h.value,
        CASE WHEN h.state IS NULL THEN 'new'
             WHEN h.state = 0 AND h.value = s.value THEN 'same'
-            WHEN h.known_from = s.known_from OR %(restated)s THEN 'conflict'
+            WHEN h.known_from = s.known_from OR EXISTS (
+                SELECT FROM stated t WHERE t.series_id = s.series_id AND t.valid_time = s.valid_time
+                AND t.known_from = s.known_from) THEN 'conflict'
             ELSE 'changed' END
 FROM stage s
 LEFT JOIN (
@@ -80,28 +83,19 @@ class Counts:
     quarantined: int
 
 
-@contextmanager
-def claim(connection: Connection, dataset: str) -> Iterator[str | None]:
-    """Claims the dataset for this connection: yields None, or who holds it when another copy is at it."""
-    key = [f"dataset:{dataset}"]
-    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key).fetchone()
-    if row and row[0]:
-        try:
-            yield None
-        finally:
-            if not connection.closed:
-                connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
-        return
-    holder = connection.execute(
-        "SELECT runner || ' since ' || started_at FROM attempt WHERE dataset = %s AND finished_at IS NULL"
-        " ORDER BY attempt_id DESC LIMIT 1",
-        [dataset],
-    ).fetchone()
-    yield holder[0] if holder else "another copy"
-
-
 def committed(connection: Connection, load_key: str) -> bool:
     return connection.execute("SELECT FROM load WHERE load_key = %s", [load_key]).fetchone() is not None
+
+
+def turn(connection: Connection, dataset: str, file: str, sha256: str) -> int:
+    """How often the bytes of that file were replaced so far; what is held as its newest counts as not replaced."""
+    loads = connection.execute(
+        "SELECT payload_sha256 FROM load WHERE dataset = %s AND request->>'file' = %s AND replay_for IS NULL"
+        " ORDER BY load_id",
+        [dataset, file],
+    ).fetchall()
+    changes = sum(one != other for one, other in zip(loads, loads[1:], strict=False))
+    return int(changes + (bool(loads) and loads[-1] != (sha256,)))
 
 
 def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series]) -> dict[str, int]:
@@ -133,10 +127,10 @@ def commit(
 ) -> Counts:
     """Stores one payload's records; `reparse(sha256, request)` opens those of kept bytes. All in one transaction."""
     with connection.transaction():
-        counts = _store(connection, entry, ids, records)
+        counts = _store(connection, entry, ids, records, reparse)
         if counts.new or counts.changed:
             for later in _later(connection, entry, counts.load_id):
-                _replay(connection, later, counts.load_id, ids, reparse)
+                _replay(connection, entry.dataset, later, counts.load_id, ids, reparse)
         connection.execute(
             "INSERT INTO watermark (dataset, cursor, load_id) VALUES (%s, %s, %s)"
             " ON CONFLICT (dataset) DO UPDATE SET cursor = excluded.cursor, load_id = excluded.load_id",
@@ -146,14 +140,11 @@ def commit(
     return counts
 
 
-def _store(connection: Connection, entry: Entry, ids: Mapping[str, int], records: Records) -> Counts:
+def _store(connection: Connection, entry: Entry, ids: Mapping[str, int], records: Records, reparse: Reparse) -> Counts:
     connection.execute(STAGE)
     fetched = _stage(connection, ids, records, entry.started_at)
-    restated = connection.execute(
-        "SELECT FROM load WHERE dataset = %s AND request = %s AND replay_for IS NULL",
-        [entry.dataset, json.dumps(entry.request)],
-    ).fetchone()
-    load_id, inserted = _insert(connection, restated=restated is not None and bool(entry.request.get("vintage")))
+    _state(connection, entry.dataset, None, ids, reparse)
+    load_id, inserted = _insert(connection)
     same = connection.execute("SELECT count(*) FROM verdict WHERE outcome = 'same'").fetchone()
     quarantined = connection.execute(
         """
@@ -172,9 +163,9 @@ def _store(connection: Connection, entry: Entry, ids: Mapping[str, int], records
     return counts
 
 
-def _stage(connection: Connection, ids: Mapping[str, int], records: Records, now: datetime) -> int:
+def _stage(connection: Connection, ids: Mapping[str, int], records: Records, now: datetime, into: str = "stage") -> int:
     fetched = 0
-    with connection.cursor().copy("COPY stage FROM STDIN (FORMAT BINARY)") as copy:
+    with connection.cursor().copy(f"COPY {into} FROM STDIN (FORMAT BINARY)") as copy:
         copy.set_types(STAGE_TYPES)
         for record in records:
             fetched += 1
@@ -184,11 +175,23 @@ def _stage(connection: Connection, ids: Mapping[str, int], records: Records, now
             else:
                 head = (record.line, None, None, None, None)
                 copy.write_row((*head, record.series, record.raw.replace("\0", "\ufffd"), record.rule, record.detail))
-    connection.execute("ANALYZE stage")
+    connection.execute(f"ANALYZE {into}")
     return fetched
 
 
-def _insert(connection: Connection, *, restated: bool) -> tuple[int, dict[str, int]]:
+def _state(connection: Connection, dataset: str, before: int | None, ids: Mapping[str, int], reparse: Reparse) -> None:
+    """Notes which cells earlier loads of the staged vintages stated, also those that were unchanged and left no row."""
+    for sha256, request, started_at in connection.execute(
+        "SELECT payload_sha256, request, started_at FROM load WHERE dataset = %(dataset)s AND replay_for IS NULL"
+        " AND (%(before)s::bigint IS NULL OR load_id < %(before)s)"
+        " AND EXISTS (SELECT FROM stage WHERE known_from BETWEEN known_first AND known_last)",
+        {"dataset": dataset, "before": before},
+    ).fetchall():
+        with reparse(sha256, request) as records:
+            _stage(connection, ids, (one for one in records if isinstance(one, Cell)), started_at, "stated")
+
+
+def _insert(connection: Connection) -> tuple[int, dict[str, int]]:
     """Judges the stage, vintage by vintage, and inserts what is new or changed; a recount proves the figures."""
     row = connection.execute("SELECT nextval(pg_get_serial_sequence('load', 'load_id'))").fetchone()
     load_id = int(row[0]) if row else 0
@@ -196,7 +199,7 @@ def _insert(connection: Connection, *, restated: bool) -> tuple[int, dict[str, i
     for (known_from,) in connection.execute(
         "SELECT DISTINCT known_from FROM stage WHERE rule IS NULL ORDER BY known_from"
     ).fetchall():
-        connection.execute(JUDGE, {"known_from": known_from, "restated": restated})
+        connection.execute(JUDGE, {"known_from": known_from})
         for outcome in inserted:
             inserted[outcome] += connection.execute(INSERT, [load_id, outcome, known_from]).rowcount
     recount = connection.execute(
@@ -214,7 +217,7 @@ def _insert(connection: Connection, *, restated: bool) -> tuple[int, dict[str, i
 def _later(connection: Connection, entry: Entry, load_id: int) -> list[tuple[Any, ...]]:
     """First-hand loads of the dataset that brought a vintage later than one of this load's, oldest first."""
     return connection.execute(
-        "SELECT dataset, load_key, request, payload_sha256, rules_hash, parser_version, started_at FROM load"
+        "SELECT load_id, load_key, request, payload_sha256, rules_hash, parser_version, started_at FROM load"
         " WHERE dataset = %s AND load_id <> %s AND replay_for IS NULL"
         " AND known_last > (SELECT known_first FROM load WHERE load_id = %s) ORDER BY known_last, load_id",
         [entry.dataset, load_id, load_id],
@@ -223,17 +226,18 @@ def _later(connection: Connection, entry: Entry, load_id: int) -> list[tuple[Any
 
 def _replay(
     connection: Connection,
+    dataset: str,
     later: tuple[Any, ...],
     cause: int,
     ids: Mapping[str, int],
     reparse: Reparse,
 ) -> None:
-    dataset, key, request, sha256, rules_hash, parser_version, started_at = later
+    original, key, request, sha256, rules_hash, parser_version, started_at = later
     connection.execute(
         "CREATE TEMP TABLE touched ON COMMIT DROP AS SELECT series_id, valid_time, min(known_from) AS since"
         " FROM verdict WHERE outcome IN ('new', 'changed') GROUP BY 1, 2"
     )
-    connection.execute("DROP TABLE stage, verdict")
+    connection.execute("DROP TABLE stage, stated, verdict")
     connection.execute(STAGE)
     with reparse(sha256, request) as records:
         _stage(connection, ids, (record for record in records if isinstance(record, Cell)), started_at)
@@ -241,7 +245,8 @@ def _replay(
         "DELETE FROM stage s WHERE NOT EXISTS (SELECT FROM touched t WHERE t.series_id = s.series_id"
         " AND t.valid_time = s.valid_time AND t.since < s.known_from)"
     )
-    load_id, inserted = _insert(connection, restated=False)
+    _state(connection, dataset, original, ids, reparse)
+    load_id, inserted = _insert(connection)
     counted = connection.execute(
         "SELECT count(*), count(*) FILTER (WHERE outcome IN ('same', 'conflict')) FROM verdict"
     )

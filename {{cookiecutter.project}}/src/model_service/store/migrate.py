@@ -7,7 +7,7 @@ import psycopg
 
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.store.connection import DatabaseAway
+from model_service.store.connection import away
 
 FOLDER = Path(__file__).parent / "migrations"
 LOCK = 0x6D6F64656C  # any fixed number: one migration at a time in a database
@@ -44,12 +44,18 @@ def migrate(url: str, contract: Contract) -> list[str]:
     finest = min((series.frequency for series in contract.series.values()), key=list(CHUNK).index)
     try:
         connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
-    except psycopg.OperationalError as error:
-        raise DatabaseAway(f"the database does not answer: {str(error).strip()}; check DATABASE_URL") from None
+    except psycopg.Error as error:
+        raise away(error) from None
     with connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-        connection.execute(ROLES)
-        connection.execute("SET ROLE model_owner")
+        try:
+            connection.execute(ROLES)
+            connection.execute("SET ROLE model_owner")
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise ServiceError(
+                f"the login {connection.info.user!r} may not make model_owner, model_loader and model_reader, or not"
+                f" act as model_owner ({str(error).splitlines()[0]}): migrate as an administrator of the database"
+            ) from None
         connection.execute("SELECT set_config('model_service.chunk_interval', %s, false)", [CHUNK[finest]])
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migration (name text PRIMARY KEY, sha256 text NOT NULL,"

@@ -36,7 +36,11 @@ def data_version(connection: psycopg.Connection[Any], version: str | None = None
         [version],
     ).fetchone()
     if row is None:
-        detail = f"the data version {version!r} is not in this store" if version else "nothing has been loaded yet"
+        detail = (
+            f"the data version {version!r} is not in this store"
+            if version is not None
+            else "nothing has been loaded yet"
+        )
         raise UnknownDataVersion(f"{detail}: run `load`, or name a version that an earlier answer carried")
     return DataVersion(*row)
 
@@ -73,7 +77,7 @@ def vintages(
 
 def newest_known_from(connection: psycopg.Connection[Any]) -> datetime | None:
     """When the newest value held became known to the world, or None for an empty store."""
-    row = connection.execute("SELECT max(known_last) FROM load").fetchone()
+    row = connection.execute("SELECT max(known_last) FROM load WHERE new + changed > 0").fetchone()
     return row[0] if row else None
 
 

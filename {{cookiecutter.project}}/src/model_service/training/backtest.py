@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
@@ -51,11 +52,8 @@ def run(
     baseline: dict[str, list[Floats]] = {}
     for start in range(places.start, places.stop, season):
         block = range(start, min(start + season, places.stop))
-        known = dataset.labels(contract, held, table, int(table.origin[start]))
-        known[start:] = np.nan
-        forecast.append(_predict(estimators.fit(contract, table, known), table, block))
-        for name, values in estimators.baselines(contract, table, own, known, block).items():
-            baseline.setdefault(name, []).append(values)
+        for name, values in _block(contract, held, table, own, block).items():
+            (forecast if name == "model" else baseline.setdefault(name, [])).append(values)
         say(f"backtest {block.stop - places.start}/{len(places)} origins")
     made = np.concatenate(forecast)
     truth = dataset.labels(contract, held, table, int(table.origin[-1]))[places.start : places.stop]
@@ -63,6 +61,16 @@ def run(
     return Backtest(
         places, made, truth, {name: np.concatenate(parts) for name, parts in baseline.items()}, lower, upper
     )
+
+
+def _block(
+    contract: Contract, held: Mapping[str, History], table: Cases, own: estimators.Own, block: range
+) -> dict[str, Floats]:
+    """Forecasts of model and baselines at the block's cases, fitted on what was known at its first."""
+    known = dataset.labels(contract, held, table, int(table.origin[block.start]))
+    known[block.start :] = np.nan
+    made = {"model": _predict(estimators.fit(contract, table, known), table, block)}
+    return made | estimators.baselines(contract, table, own, known, block)
 
 
 def errors_known(
@@ -75,7 +83,7 @@ def errors_known(
 def offsets(errors: Floats) -> Floats:
     """Interval offsets [L, 2] from one horizon's realized errors; NaN from too few.
 
-    Split-conformal quantiles: the ceil((n+1) q)-th smallest, so that n errors cover what they claim.
+    Split-conformal quantiles: the ceil((n+1) q)-th smallest; from 39 errors on both levels cover what they claim.
     """
     errors = np.sort(errors[~np.isnan(errors)])
     if errors.size < FEWEST_ERRORS:
@@ -112,25 +120,30 @@ def _predict(fitted: estimators.Fitted, table: Cases, block: range) -> Floats:
 
 
 def leaked(contract: Contract, rows: features.Rows, table: Cases, places: list[int]) -> list[int]:
-    """Origins whose forecast changes when every value not known there is set to 1e9: there must be none.
+    """Origins at which a forecast changes when every value not known there is set to 1e9: there must be none.
 
-    What is known is worked out here from the rows and the contract alone, not by the code under test.
+    Each is made as the backtest makes the first of a block. What is known is worked out here from the rows and the
+    contract alone, not by the code under test.
     """
-    return [place for place in places if _forecast_at(contract, rows, table, place, poison=False)
-            != _forecast_at(contract, rows, table, place, poison=True)]  # fmt: skip
+    until = features.moment(int(table.origin[-1]))
+    found = []
+    for place in places:
+        poison = {
+            name: _poisoned(contract, name, rows[name], int(table.origin[place]))
+            for name in features.series_needed(contract)
+        }
+        made = [_forecast_at(contract, used, until, int(table.origin[place])) for used in (rows, poison)]
+        if made[0] != made[1]:
+            found.append(place)
+    return found
 
 
-def _forecast_at(contract: Contract, rows: features.Rows, table: Cases, place: int, *, poison: bool) -> bytes:
-    origin = int(table.origin[place])
-    used = {name: list(rows[name]) for name in features.series_needed(contract)}
-    if poison:
-        used = {name: _poisoned(contract, name, values, origin) for name, values in used.items()}
-    held = features.histories(contract, used)
-    until = features.moment(origin)
-    known = dataset.cases(contract, held, until)
-    last = len(known.origin) - 1
-    truth = dataset.labels(contract, held, known, origin)
-    return _predict(estimators.fit(contract, known, truth), known, range(last, last + 1)).tobytes()
+def _forecast_at(contract: Contract, rows: features.Rows, until: datetime, origin: int) -> list[bytes]:
+    held = features.histories(contract, rows)
+    table = dataset.cases(contract, held, until)
+    own = estimators.own_changes(contract, held, table)
+    place = int(np.searchsorted(table.origin, origin))
+    return [made.tobytes() for made in _block(contract, held, table, own, range(place, place + 1)).values()]
 
 
 def _poisoned(

@@ -30,9 +30,9 @@ class Cases:
 
 def cases(contract: Contract, held: Mapping[str, History], until: datetime) -> Cases:
     """Every origin up to `until`, at which something of the target was known."""
-    target = held[contract.target.series]
+    target = held[contract.target.series]  # some origins after its last period still saw something new
     end = features.microseconds(until)
-    starts = [_start(target, ordinal) for ordinal in range(int(target.period.min()), int(target.period.max()) + 24)]
+    starts = [_start(target, ordinal) for ordinal in range(int(target.period.min()), int(target.period.max()) + 4)]
     origins = [start for start in starts if start < end] + [end]
     rows = []
     for origin in origins:

@@ -9,6 +9,7 @@ from model_service.contract import Gate
 from model_service.features import Floats, Integers
 
 DRAWS = 10_000
+FEWEST_BLOCKS = 10  # of fewer, the bootstrap finds an advantage that is not there
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def judge(
     gate: Gate, losses: Losses, horizons: Mapping[str, int], coverage: Mapping[str, float], seed: int
 ) -> list[Rule]:
     """Every rule on losses and coverage. horizons: label to column; coverage: nominal level to the worst share."""
-    rules = [better_than(losses, name, gate.level, seed) for name in losses.baseline]
+    blocks = np.unique(losses.block).size
+    rules = [at_least("evidence", blocks, FEWEST_BLOCKS, "independent blocks of scored cases:")]
+    rules += [better_than(losses, name, gate.level, seed) for name in losses.baseline]
     rules += [rmse_ratio(losses, column, label, gate.max_rmse_ratio) for label, column in horizons.items()]
     rules += [
         at_least(

@@ -39,9 +39,12 @@ def train(
         _enough(contract, table)
         say(f"{len(table.origin)} origins, {len(features.inputs(contract))} inputs, {contract.train.estimator}")
         tested = backtest.run(contract, held, table, say)
+        if not tested.scored.any():
+            raise ServiceError(f"no origin from train.first_origin {contract.train.first_origin} on can be scored yet")
         fitted, graph, rules = _fit(contract, held, table)
         rules = _judge(contract, table, tested) + rules + [_leak(contract, rows, table, tested, say)]
         card = _card(contract, root, known_at, version, rows, table, tested)
+        card["inputs_known_until"] = forecasting.stamp(known_until)
         card["gate"] = [{"rule": one.name, "figure": one.figure, "limit": one.limit} for one in rules]
         card["intervals"] = _spread(contract, held, table, tested, tested.forecast)
         baseline = _spread(contract, held, table, tested, tested.baseline["last_value"])
@@ -97,7 +100,7 @@ def _judge(contract: Contract, table: dataset.Cases, tested: backtest.Backtest) 
     scored = tested.scored
     truth = tested.truth[scored]
     losses = gate.Losses(
-        np.flatnonzero(scored) // 12,  # consecutive origins, longer than the longest horizon's overlap
+        np.flatnonzero(scored) // max(12, *contract.target.horizons),  # neighbours' errors overlap by a horizon
         (tested.forecast[scored] - truth) ** 2,
         {name: (forecast[scored] - truth) ** 2 for name, forecast in tested.baseline.items()},
     )
