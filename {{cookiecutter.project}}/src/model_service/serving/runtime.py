@@ -107,7 +107,8 @@ class Runtime:
         except NO_DATA as error:
             if explicit:
                 first = getattr(error, "first_usable", None)
-                raise Problem(404, str(error), first_usable=first.date().isoformat() if first else None) from None
+                named = {"first_usable": first.date().isoformat()} if first else {}
+                raise Problem(404, str(error), **named) from None
             body = self._stand_in(model, wanted, "no_data")
         except Away as away:
             if explicit:
