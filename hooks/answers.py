@@ -111,8 +111,9 @@ def _leave_nothing(given: dict[str, Any], folder: str, filled: bool, now: float)
             os.rmdir(path)
     if filled and ".." in str(given.get("project")).split("/"):
         # Cookiecutter takes the folder at the end of `a/..` for one that it made, and would delete all that is in it
-        # once this hook fails. An interrupt stops it before.
-        os.kill(os.getppid(), signal.SIGINT)
+        # once this hook fails. An interrupt stops it before; what runs in the background may be deaf to that.
+        deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        os.kill(os.getppid(), signal.SIGTERM if deaf else signal.SIGINT)
         time.sleep(2)
     return 1
 

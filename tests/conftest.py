@@ -139,11 +139,11 @@ def bake(tmp_path: Path) -> Callable[..., BakedProject]:
 def refuse(tmp_path: Path) -> Callable[..., list[str]]:
     """Bakes with wrong answers and gives the lines printed; the folder must be as it was before."""
 
-    def _refuse(*options: str, output: Path = tmp_path / "out", **answers: str) -> list[str]:
+    def _refuse(*options: str, output: Path = tmp_path / "out", status: int = 1, **answers: str) -> list[str]:
         output.mkdir(parents=True, exist_ok=True)
         before = sorted(path for path in output.rglob("*"))
         done = cookiecutter(output, tmp_path / "home", *options, check=False, **answers)
-        assert done.returncode == 1, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         assert sorted(path for path in output.rglob("*")) == before
         return str(done.stdout).splitlines()
 

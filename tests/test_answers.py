@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -105,13 +106,18 @@ def test_refused_bake_leaves_no_output_folder_either(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background"])
 @pytest.mark.parametrize("name", ["a/..", "a/b/../..", "a/../../out"])
 def test_a_name_that_ends_in_an_existing_folder_deletes_nothing(
-    refuse: Callable[..., list[str]], tmp_path: Path, name: str
+    refuse: Callable[..., list[str]], tmp_path: Path, name: str, interrupts: signal.Handlers
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
-    refuse(project=name)
+    before = signal.signal(signal.SIGINT, interrupts)
+    try:
+        refuse(project=name, status=-signal.SIGTERM if interrupts == signal.SIG_IGN else 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "out/mine").read_text() == "mine"
 
 

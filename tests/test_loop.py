@@ -13,12 +13,13 @@ from conftest import ROOT, BakedProject, image, run
 
 
 @pytest.fixture
-def variant(built: BakedProject, tmp_path: Path) -> BakedProject:
+def variant(built: BakedProject, workshop: Path) -> BakedProject:
     """A copy of the built project with a database of its own, to be changed at will; it shares the environment."""
     skipped = shutil.ignore_patterns(".venv", ".local", "build", ".git", "__pycache__")
-    shutil.copytree(built.path, tmp_path / "variant", ignore=skipped)
-    (tmp_path / "variant" / ".venv").symlink_to(built.path / ".venv")
-    return BakedProject(tmp_path / "variant", built.env)
+    folder = workshop / f"variant-{secrets.token_hex(4)}"
+    shutil.copytree(built.path, folder, ignore=skipped)
+    (folder / ".venv").symlink_to(built.path / ".venv")
+    return BakedProject(folder, built.env)
 
 
 def edit(project: BakedProject, path: str, old: str, new: str) -> None:
@@ -63,9 +64,9 @@ def test_the_generated_tests_of_the_store_pass_on_timescaledb(built: BakedProjec
 
 
 def test_gradient_boosting_passes_the_gate_on_the_unemployment_rate(
-    bake: Callable[..., BakedProject], built: BakedProject
+    bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
 ) -> None:
-    project = bake(estimator="gradient_boosting")
+    project = bake(output=workshop / "boosting", estimator="gradient_boosting")
     (project.path / ".venv").symlink_to(built.path / ".venv")
     project.service("migrate")
     project.service("load")
