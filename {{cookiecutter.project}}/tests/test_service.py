@@ -15,11 +15,11 @@ import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from serving import POISON, ROOT, Project, Server, make_project, serve
 
 from model_service import artifact
 from model_service.contract import Contract
 from model_service.loader import run
-from serving import POISON, ROOT, Project, Server, make_project, serve
 
 WAYS = ["given"] if os.environ.get("SERVICE_URL") else ["uvicorn", "bentoml"]
 LIMIT = 50_000

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from serving import ROOT, free_port, make_project, serve
 
 from model_service import registry
 from model_service.contract import Contract
@@ -26,7 +27,6 @@ from model_service.errors import ServiceError, UsageError
 from model_service.loader import run
 from model_service.store.connection import connect
 from model_service.telemetry import audit, logs
-from serving import ROOT, free_port, make_project, serve
 
 RULES = ROOT / "ops" / "prometheus"
 NOW = datetime(2026, 3, 31, 23, 59, 59, tzinfo=UTC)
