@@ -97,6 +97,16 @@ def test_the_gate_refuses_a_model_that_sees_the_future(variant: BakedProject) ->
     assert re.search(r"  leak: forecasts that saw the future: [1-9]", done.stderr)
 
 
+@pytest.mark.unshare
+def test_the_bento_is_built_from_the_lock_with_the_network_cut(variant: BakedProject, built: BakedProject) -> None:
+    shutil.copytree(built.path / "build/model", variant.path / "build/model")
+    cut = ["unshare", "--net", variant.python, "-m", "model_service.serving.bento"]
+    done = variant.run(*cut, env={"PYTHONPATH": "src"})
+    bento = variant.path / ".local/bentoml/bentos" / done.stdout.strip().splitlines()[-1].replace(":", "/")
+    assert (bento / "src/requirements.txt").read_bytes() == (variant.path / "requirements/serve.txt").read_bytes()
+    assert (bento / "src/model/model.onnx").is_file()
+
+
 def test_the_readme_shows_the_figures_of_the_default_bake(built: BakedProject) -> None:
     card = json.loads(built.text("build/report.json"))["card"]
     shown = [
