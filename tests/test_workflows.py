@@ -77,7 +77,7 @@ def repository(workshop: Path) -> Iterator[Repository]:
         made = Repository(workshop / "workflows", "localhost:" + docker("port", name, "5000").split(":")[-1].strip())
         yield made
     finally:
-        docker("rm", "-f", name)
+        docker("rm", "-f", "-v", name)
         if made:
             docker("compose", "-p", made.name, "down", "-v", "--remove-orphans", "--rmi", "local", check=False)
             tags = docker("image", "ls", "-q", "--filter", f"reference={made.registry}/{made.name}*").split()

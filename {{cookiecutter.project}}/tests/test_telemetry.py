@@ -188,7 +188,7 @@ def elasticsearch() -> Iterator[str]:
                 time.sleep(0.3)
         yield url
     finally:
-        subprocess.run(["docker", "rm", "-f", name], capture_output=True)
+        subprocess.run(["docker", "rm", "-f", "-v", name], capture_output=True)
 
 
 def test_every_answer_is_stored_once_in_a_real_server(
