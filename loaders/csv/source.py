@@ -20,7 +20,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model_service import periods
 from model_service.contract import Section, Series, nearest
-from model_service.loader import Cell, Payload, Reject, Seen, SourceError
+from model_service.errors import UsageError
+from model_service.loader import ALWAYS, Cell, Payload, Reject, Seen, SourceError, Window
 
 KIND = "csv"
 PARSER_VERSION = 1  # raise it when the same bytes would give other cells: they are then loaded anew
@@ -80,6 +81,7 @@ class Options(Section):
     layout: Literal["wide", "long"]
     date: Dated
     vintage: Vintage | None = None
+    complete: bool = False
     missing: tuple[str, ...] = ("",)
     series_column: str = "series"
     value_column: str = "value"
@@ -91,6 +93,8 @@ class Options(Section):
     def _long_only(self) -> "Options":
         if self.layout == "wide" and (given := self.model_fields_set & {"series_column", "value_column"}):
             raise ValueError(f'{", ".join(sorted(given))}: only for layout = "long"')
+        if self.complete and self.vintage_column:
+            raise ValueError("complete: a file with a vintage column is many vintages, of none of them provably all")
         return self
 
     @property
@@ -98,11 +102,14 @@ class Options(Section):
         return self.vintage.column if self.vintage else None
 
 
-def fetch(options: Options, root: Path) -> Iterator[Payload]:
-    """Files that match `options.path` below `root`, by (vintage, name).
+def fetch(options: Options, root: Path, window: Window = ALWAYS) -> Iterator[Payload]:
+    """Files that match `options.path` below `root`, by (vintage, name); of the vintages in `window` only.
 
-    Raises SourceError before the first one: no match, empty or unreadable file, name that holds no vintage.
+    Raises SourceError before the first one: no match, empty or unreadable file, name that holds no vintage; UsageError
+    for a window where the names hold none.
     """
+    if window != ALWAYS and not (options.vintage and options.vintage.from_):
+        raise UsageError("--from and --to choose vintages, and the names of these files hold none: leave them out")
     paths: set[Path] = set()
     for pattern in options.path:
         found = {path for path in root.glob(pattern) if path.is_file() and not path.name.startswith(".")}
@@ -110,7 +117,8 @@ def fetch(options: Options, root: Path) -> Iterator[Payload]:
             raise SourceError(f"no file matches {pattern!r} in {root}: put the data there, or change `path`")
         paths |= found
     payloads = [_payload(path, options, root) for path in paths]
-    yield from sorted(payloads, key=lambda p: (p.vintage or datetime.min.replace(tzinfo=UTC), p.name))
+    dated = [(one.vintage or datetime.min.replace(tzinfo=UTC), one.name, one) for one in payloads]
+    yield from (one for when, _, one in sorted(dated) if window.holds(when))
 
 
 def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> Iterator[Cell | Reject]:
@@ -169,7 +177,10 @@ def _line(
         value, rule, detail = _number(text, options.decimal)
         if not rule and (first := seen.line(name, vintage, period, line)):
             rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"
-        yield Reject(name, line, _shown(text), rule, detail) if rule else Cell(name, valid_time, vintage, value, line)
+        if rule:
+            yield Reject(name, line, _shown(text), rule, detail, valid_time)
+        else:
+            yield Cell(name, valid_time, vintage, value, line)
 
 
 def _number(text: str, decimal: str) -> tuple[float, str, str]:
@@ -254,7 +265,9 @@ def _payload(path: Path, options: Options, root: Path) -> Payload:
             vintage = periods.known_from(Path(path.name.removesuffix(".gz")).stem, options.vintage.format)
         except ValueError as error:
             raise SourceError(f"{name}: the file's name holds no vintage: {error}") from None
-    return Payload(name, path, "application/gzip" if path.suffix == ".gz" else "text/csv", vintage)
+    seen, media_type = path.stat(), "application/gzip" if path.suffix == ".gz" else "text/csv"
+    mark = f"{seen.st_size} bytes, {seen.st_mtime_ns} ns"
+    return Payload(name, path, media_type, vintage, complete=options.complete, mark=mark)
 
 
 def _open(payload: Payload) -> BinaryIO:

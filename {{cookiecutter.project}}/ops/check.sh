@@ -35,7 +35,7 @@ secrets() {                             # names file and line, never the secret 
 check "ruff: mistakes" ruff check --quiet --output-format concise .
 check "ruff: format" ruff format --check --quiet --output-format concise .
 check "mypy: types" mypy --no-error-summary
-check "shellcheck: scripts" shellcheck --external-sources --source-path=SCRIPTDIR ops/*.sh ops/database/*.sh
+check "shellcheck: scripts" shellcheck --external-sources --source-path=SCRIPTDIR ops/*.sh
 check "hadolint: images" hadolint images/service.Dockerfile images/loader.Dockerfile
 [ ! -d .github/workflows ] || check "zizmor: workflows" zizmor --offline --persona pedantic --no-progress .github/workflows
 if docker compose version >/dev/null 2>&1; then check "compose: stack" stack; else echo "SKIP  compose: stack: needs Docker with its compose plugin"; fi

@@ -6,7 +6,8 @@ work=$(mktemp -d)
 trap 'finish' EXIT
 locked=
 finish() { rm -rf "$work"; [ -z "$locked" ] || docker rm --force "$locked" >/dev/null 2>&1 || true; }
-say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; }
+verb=$(basename "$0" .sh)
+say() { printf '%s: %s\n' "$verb" "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 if [ -f .env ]; then                    # what the environment leaves open
@@ -89,15 +90,37 @@ once() { compose run --rm -T --quiet-pull "$@" </dev/null; }
 prepare() {
   say "database, migrations"
   compose up --detach --wait "${database:---build}" database >"$work/log" 2>&1 || fail "the database does not start: $(tail -n 3 "$work/log")"
-  compose exec -T database sh /docker-entrypoint-initdb.d/logins.sh </dev/null || fail "the database's logins could not be made"
+  logins || fail "the database's logins could not be made"
   once migrate || fail "the migration failed; nothing else was touched"
   say "data"
   once loader || fail "the load failed; the replicas were not touched"
   say "the image's model into the registry, and its forecast"
   adopt || fail "the image's model could not be imported; the replicas were not touched"
 }
+# Roles and logins, with the passwords of the database's environment: so .env stays the truth.
+# \getenv keeps passwords out of the process list, the first lines out of the server's log.
+logins() {
+  compose exec -T database psql -v ON_ERROR_STOP=1 -qX -U postgres -d model <<'SQL'
+SET log_statement = 'none';
+SET log_min_error_statement = 'panic';
+SET log_min_duration_statement = -1;
+SET client_min_messages = warning;
+\getenv postgres POSTGRES_PASSWORD
+\getenv loader LOADER_PASSWORD
+\getenv reader READER_PASSWORD
+SELECT format('CREATE ROLE %I NOLOGIN', role) FROM unnest(ARRAY['model_owner', 'model_loader', 'model_reader']) AS role
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \gexec
+SELECT format('CREATE ROLE %I LOGIN', login) FROM unnest(ARRAY['loader', 'reader']) AS login
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = login) \gexec
+GRANT model_loader, model_reader TO loader;
+GRANT model_reader TO reader;
+ALTER ROLE postgres PASSWORD :'postgres';
+ALTER ROLE loader PASSWORD :'loader';
+ALTER ROLE reader PASSWORD :'reader';
+SQL
+}
 adopt() {
-  once import python -m model_service promote --artifact /app/model --reason "$(basename "$0" .sh)" &&
+  once import python -m model_service promote --artifact /app/model --reason "$verb" &&
     once import python -m model_service forecast --record >/dev/null
 }
 
@@ -122,15 +145,8 @@ port_free() {
   local balancer
   balancer=$(containers balancer)
   [ -n "$balancer" ] && docker port "$balancer" 8080 | grep -q ":$BALANCER_PORT\$" && return
-  .venv/bin/python - "$BALANCER_PORT" <<'EOP' || fail "port $BALANCER_PORT on 127.0.0.1 is taken: stop what listens there, or name another one: BALANCER_PORT=8081"
-import socket, sys
-with socket.socket() as listener:
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", int(sys.argv[1])))
-    except OSError:
-        sys.exit(1)
-EOP
+  ! (exec 3<>"/dev/tcp/127.0.0.1/$BALANCER_PORT") 2>/dev/null ||
+    fail "port $BALANCER_PORT on 127.0.0.1 is taken: stop what listens there, or name another one: BALANCER_PORT=8081"
 }
 
 # containers SERVICE [OPTION...]: ids of the stack's containers of that service, the newest first.

@@ -1,26 +1,112 @@
 #!/usr/bin/env bash
 # up: starts the whole stack with the images of the last `make image`; may be repeated. COMPOSE_PROFILES=watch adds Prometheus and Elasticsearch.
 # down: stops and removes it; the database's volume stays, and .env with its passwords.
+# deploy: rolls the image out to DEPLOY_HOST: `local` (this machine's engine), ssh://user@host or user@host. Migrations and the model first, then
+# one replica after the other: a new one beside, ready, then an old one goes. If a new one never gets ready, the old image serves again: exit 1.
+# A running database and balancer are left as they are; `make up` on the target changes those.
+# DEPLOY_KEY and DEPLOY_KNOWN_HOSTS: what a pipeline that has no ssh configuration of its own gives.
 . "$(dirname "$0")/lib.sh"
-need_docker
-case ${1:-} in
-  up)
-    images
+
+up() {
+  images
+  port_free
+  passwords
+  lock
+  start || fail "the stack is up, but it is not ready"
+  ask "$(replicas --latest)" http://balancer:8080/v1/forecast >"$work/answer" || fail "the balancer has no forecast to give"
+  .venv/bin/python -c 'import json, sys; from model_service.forecasting import table; print(table(json.load(sys.stdin)))' <"$work/answer"
+  echo "http://127.0.0.1:$BALANCER_PORT/v1/forecast"
+}
+
+down() {
+  docker compose --progress quiet stop
+  for id in $(docker ps --all --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME"); do
+    docker rm --volumes "$id" >/dev/null  # the unnamed ones
+  done
+  docker compose --progress quiet down --remove-orphans --rmi local
+  say "stopped; the data is in the volume ${COMPOSE_PROJECT_NAME}_database"
+}
+
+# The engine that DEPLOY_HOST names; ends here when it names none.
+target() {
+  case ${DEPLOY_HOST:-} in
+    '') say "skipped: DEPLOY_HOST is not set (local, or an ssh address)"; exit 0 ;;
+    local) ;;
+    ssh://*) export DOCKER_HOST=$DEPLOY_HOST ;;
+    *://*) say "DEPLOY_HOST=$DEPLOY_HOST: must be local, user@host or ssh://user@host"; exit 2 ;;
+    *) export DOCKER_HOST=ssh://$DEPLOY_HOST ;;
+  esac
+  if [ -n "${DEPLOY_KEY:-}" ]; then
+    eval "$(ssh-agent -s)" >/dev/null
+    trap 'finish; kill "$SSH_AGENT_PID"' EXIT
+    printf '%s\n' "$DEPLOY_KEY" | ssh-add -q -
+    (umask 077 && mkdir -p ~/.ssh && printf '%s\n' "${DEPLOY_KNOWN_HOSTS:-}" >>~/.ssh/known_hosts)
+  fi
+}
+
+on_image() { [ "$(docker inspect -f '{{.Config.Image}}' "$1")" = "$SERVICE_IMAGE" ]; }
+remove() { docker stop --time 15 "$1" >/dev/null && docker rm --force "$1" >/dev/null; }
+
+# roll IMAGE: both replicas on that image. Fails with the last new one removed and the others as they were.
+roll() {
+  local id new old='' good=0
+  SERVICE_IMAGE=$1 IMAGE_DIGEST=$(digest_of "$1")
+  for id in $(replicas --all --filter status=exited --filter status=created --filter status=dead); do remove "$id"; done
+  for id in $(replicas); do if on_image "$id"; then good=$((good + 1)); else old="$old $id"; fi; done
+  # shellcheck disable=SC2086  # ids, to be split
+  set -- $old
+  while [ $good -lt 2 ]; do
+    compose up --detach --no-deps --no-recreate --scale "service=$(($(replicas | wc -l) + 1))" service >"$work/log" 2>&1 ||
+      { say "a replica cannot be started: $(tail -n 1 "$work/log")"; return 1; }
+    new=$(replicas --latest)
+    say "replica ${new:0:12} on $SERVICE_IMAGE"
+    wait_ready "$new" || { last_words "$new"; remove "$new"; return 1; }
+    good=$((good + 1))
+    [ $# -eq 0 ] || { remove "$1"; shift; }
+  done
+  for id in "$@"; do remove "$id"; done
+}
+
+# What answers through the balancer must be the image that was asked for, and the model in it.
+verify() {
+  local want seen
+  want="$IMAGE_DIGEST $(model_of "$SERVICE_IMAGE")"
+  for _ in 1 2 3 4; do
+    ask "$(replicas --latest)" http://balancer:8080/v1/model >"$work/model" || fail "deployed, but the balancer does not answer"
+    seen=$(.venv/bin/python -c 'import json, sys; model = json.load(sys.stdin); print(model["image_digest"], model["digest"])' <"$work/model")
+    [ "$seen" = "$want" ] || fail "deployed $want, but the balancer's answer comes from $seen"
+  done
+  say "the balancer answers from $want"
+}
+
+deploy() {
+  local before was
+  images
+  passwords
+  lock
+  before=$(replicas --latest)
+  if [ -z "$before" ]; then
+    say "first deployment"
     port_free
-    passwords
-    lock
-    start || fail "the stack is up, but it is not ready"
-    ask "$(replicas --latest)" http://balancer:8080/v1/forecast >"$work/answer" || fail "the balancer has no forecast to give"
-    .venv/bin/python -c 'import json, sys; from model_service.forecasting import table; print(table(json.load(sys.stdin)))' <"$work/answer"
-    echo "http://127.0.0.1:$BALANCER_PORT/v1/forecast"
-    ;;
-  down)
-    docker compose --progress quiet stop
-    for id in $(docker ps --all --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME"); do
-      docker rm --volumes "$id" >/dev/null  # the unnamed ones
-    done
-    docker compose --progress quiet down --remove-orphans --rmi local
-    say "stopped; the data is in the volume ${COMPOSE_PROJECT_NAME}_database"
-    ;;
-  *) say "up or down"; exit 2 ;;
+    start || { compose rm --stop --force service >/dev/null; fail "the first deployment never got ready; its replicas are removed"; }
+  else
+    was=$(docker inspect -f '{{.Config.Image}}' "$before")
+    # shellcheck disable=SC2034  # prepare reads it
+    database=--no-recreate
+    prepare
+    if ! roll "$SERVICE_IMAGE"; then
+      say "back to $was"
+      if ! roll "$was" || ! adopt; then fail "and the old image does not come back either: look at the target"; fi
+      fail "undone: $was serves"
+    fi
+  fi
+  verify
+}
+
+case ${1:-} in
+  up | down | deploy) verb=$1 ;;
+  *) say "up, down or deploy"; exit 2 ;;
 esac
+[ "$verb" != deploy ] || target
+need_docker
+"$verb"

@@ -30,6 +30,11 @@ def server() -> Iterator[str]:
     # Not under pytest's own folder: every run of pytest closes that one to other users, the server's included.
     with tempfile.TemporaryDirectory(prefix="model-service-", ignore_cleanup_errors=True) as folder:
         embedded = get_server(folder, cleanup_mode="stop")
+        with psycopg.connect(
+            embedded.get_uri(), autocommit=True
+        ) as admin:  # no power fails here: do not wait for disks
+            admin.execute("ALTER SYSTEM SET fsync = off")
+            admin.execute("SELECT pg_reload_conf()")
         yield embedded.get_uri()
         embedded.cleanup()
 

@@ -8,18 +8,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from model_service import artifact, contract, features
+from model_service import artifact, contract, features, forecasting, periods
 
 ROOT = Path(__file__).resolve().parents[1]
 POISON = 1e6  # an input above it makes the made-up graph fail: a bug, seen from outside
@@ -60,52 +60,52 @@ def make_project(folder: Path, **serving: Any) -> Project:
 
 
 def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
-    width, rows = len(made.inputs), np.random.default_rng(2).normal(size=(3, len(made.inputs)))
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["features", "weights"], ["linear"]),
-            helper.make_node("Greater", ["features", "poison"], ["poisoned"]),
-            helper.make_node("Cast", ["poisoned"], ["place"], to=TensorProto.INT64),
-            helper.make_node("Gather", ["nought", "place"], ["noughts"]),  # there is one nought: place 1 is an error
-            helper.make_node("ReduceMax", ["noughts"], ["nothing"], axes=[1], keepdims=1),
-            helper.make_node("Add", ["linear", "nothing"], ["forecast"]),
-        ],
-        "made-up",
-        [helper.make_tensor_value_info("features", TensorProto.DOUBLE, [None, width])],
-        [helper.make_tensor_value_info("forecast", TensorProto.DOUBLE, [None, len(made.horizons)])],
-        [
-            numpy_helper.from_array(made.weights, "weights"),
-            numpy_helper.from_array(np.array(POISON), "poison"),
-            numpy_helper.from_array(np.zeros(1), "nought"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    width, ahead = made.weights.shape
+    rows = np.random.default_rng(2).normal(size=(3, width))
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["" : 17]>
+        made_up (double[N, {width}] features) => (double[N, {ahead}] forecast)
+        <double[{width}, {ahead}] weights = {{{", ".join(map(repr, made.weights.ravel().tolist()))}}},
+         double poison = {{{POISON}}}, double[1] nought = {{0.0}}>
+        {{
+            linear = MatMul (features, weights)
+            poisoned = Greater (features, poison)
+            place = Cast <to = 7> (poisoned)
+            noughts = Gather (nought, place)
+            nothing = ReduceMax <axes = [1], keepdims = 1> (noughts)
+            forecast = Add (linear, nothing)
+        }}""")  # there is one nought: place 1 is an error
     onnx.checker.check_model(model)
-    clock = {"known_at": "2016-07-29T23:59:59.999999Z", "data_version": "sha256:" + "0" * 64}
-    intervals = [{"horizon": h, "level": 0.8, "lower": -1.0, "upper": 1.0} for h in made.horizons]
-    target, series = declared.target.series, declared.series[declared.target.series]
-    head = {"service": declared.service.name, "target": target, "unit": series.unit, "as_of": clock}
-    kept = {
-        name: [{"horizon": h, "valid_time": "2016-08-01", "value": value, "intervals": []} for h in made.horizons]
-        for name, value in (("forecasts", 5.0), ("baseline", 4.9))
-    }
+    clocks = {"known_at": "2016-07-29T23:59:59.999999Z", "data_version": "sha256:" + "0" * 64}
+    series = declared.target.series
+    head = forecasting.head(declared, clocks, "2016-07-29T00:00:00Z")
+    last = periods.ordinal(declared.series[series].frequency, date(2016, 6, 1))
     texts = {
         "card.json": {
             "service": declared.service.name,
-            "target": {"series": target, "unit": series.unit, "transform": declared.target.transform},
+            "target": {"series": series, "transform": declared.target.transform},
             "inputs": made.inputs,
             "horizons": made.horizons,
             "estimator": "made-up",
-            "trained_as_of": clock,
-            "inputs_known_until": clock["known_at"],
+            "trained_as_of": clocks,
+            "inputs_known_until": clocks["known_at"],
             "input_range": {name: [-10.0, 10.0] for name in made.inputs},
-            "intervals": intervals,
+            "intervals": [{"horizon": h, "level": 0.8, "lower": -1.0, "upper": 1.0} for h in made.horizons],
             "metrics": {},
         },
         "golden.json": {"instances": rows.tolist(), "forecasts": (rows @ made.weights).tolist(), "tolerance": 1e-6},
-        "held.json": head | {"inputs_known_until": "2016-07-29T00:00:00Z"} | kept,
+        "held.json": forecasting.held_answer(declared, head, {"model": [], "baseline": []}, last, [5.0] * ahead, 4.9),
     }
     return {name: json.dumps(text).encode() for name, text in texts.items()} | {"model.onnx": model.SerializeToString()}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """What `condition` gives once it is true; fails when that takes too long."""
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"not true within {seconds} seconds"
+        time.sleep(0.05)
+    return found
 
 
 def free_port() -> int:
@@ -127,13 +127,12 @@ class Server:
 
     def of_request(self, identifier: str) -> list[dict[str, Any]]:
         """Lines of one request, waiting for the last of them: it is written after the answer was sent."""
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
+
+        def of_it() -> list[dict[str, Any]]:
             lines = [line for line in self.lines() if line.get("http.request.id") == identifier]
-            if any("http.response.status_code" in line for line in lines):
-                return lines
-            time.sleep(0.05)
-        raise AssertionError(f"no line says how request {identifier} ended")
+            return lines if any("http.response.status_code" in line for line in lines) else []
+
+        return list(wait_for(of_it))
 
     def metrics(self) -> dict[str, float]:
         text = httpx.get(f"{self.url}/metrics").text
@@ -165,23 +164,17 @@ def serve(made: Project, way: str, **environment: str) -> Iterator[Server]:
         )
     server = Server(f"http://127.0.0.1:{port}", process, out)
     try:
-        _wait(server)
+        wait_for(lambda: process.poll() is not None or answers(f"{server.url}/livez"), 60)
+        assert process.poll() is None, "the server ended"
         yield server
     finally:
         if process.poll() is None:
             server.stop()
+        print(out.read_text("utf-8"), out.with_suffix(".err").read_text("utf-8"))  # shown where a test fails
 
 
-def _wait(server: Server) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        if server.process.poll() is not None:
-            break
-        try:
-            httpx.get(f"{server.url}/livez", timeout=1).raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.05)
-        else:
-            return
-    said = server.out.read_text("utf-8") + server.out.with_suffix(".err").read_text("utf-8")
-    raise AssertionError(f"the server does not answer:\n{said}")
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).is_success
+    except httpx.HTTPError:
+        return False

@@ -15,7 +15,7 @@ import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from serving import POISON, ROOT, Project, Server, make_project, serve
+from serving import DEAD, POISON, ROOT, Project, Server, make_project, serve
 
 from model_service import artifact
 from model_service.contract import Contract
@@ -279,15 +279,11 @@ def test_a_port_that_is_taken_and_a_missing_bento_are_named(service: Running) ->
     made, server = service.ours()
     port = server.url.rsplit(":", 1)[1]
     bentos = made.root / ".local" / "bentoml" / "bentos"
-    done = _launch(made.root, PORT=port)
+    env = os.environ | {"PYTHONPATH": str(made.root / "src"), "DATABASE_URL": DEAD, "PORT": port}
+    command = [sys.executable, "-m", "model_service", "serve"]
+    done = subprocess.run(command, cwd=made.root, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert (f"port {port} is taken" if bentos.is_dir() else "make build") in done.stderr
-
-
-def _launch(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(root / "src"), "DATABASE_URL": "postgresql://x@127.0.0.1:1/x", **environment}
-    command = [sys.executable, "-m", "model_service", "serve"]
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("entry", ["app", "service"])

@@ -1,239 +1,351 @@
 """The store keeps its promises: two clocks, nothing lost, nothing twice, and nobody takes a row back."""
 
-import hashlib
+import random
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from desk import CELLS, Desk, Twin, Values, day
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.loader import Cell, Reject
-from model_service.loader.run import claim
-from model_service.store import ledger, read
+from model_service.store import connection as entrance
+from model_service.store import judge, ledger, observations, raw, read
 from model_service.store.connection import DatabaseAway, connect
 from model_service.store.migrate import migrate
 
-DATASET = "us_macro"
-SERIES = ("UNRATE", "PAYEMS")
-START = datetime(2020, 1, 1, tzinfo=UTC)
-Values = dict[tuple[str, int], float]
+PARTS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-def vintage_day(day: int) -> datetime:
-    return START + timedelta(days=day)
+class Store(Desk):
+    """A desk and a connection to look at what came of it."""
 
+    def __init__(self, url: str, root: Path, **how: Any) -> None:
+        super().__init__(url, root, **how)
+        self.connection = connect(url, "loader")
 
-def month(number: int) -> datetime:
-    return datetime(2000 + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    def at(self, number: int, version: str | None = None) -> dict[tuple[int, int], float]:
+        return self.known(self.connection, day(number), version)
 
-
-def cells(day: int, values: Values) -> list[Cell | Reject]:
-    return [
-        Cell(name, month(number), vintage_day(day), value, line)
-        for line, ((name, number), value) in enumerate(values.items(), 2)
-    ]
-
-
-class Store:
-    """Loads vintages made by hand, keeping their records as the raw store would keep their bytes."""
-
-    def __init__(self, connection: psycopg.Connection[Any], contract: Contract, dataset: str = DATASET) -> None:
-        self.connection, self.dataset = connection, dataset
-        self.names = SERIES if dataset == DATASET else tuple(f"{name} of {dataset}" for name in SERIES)
-        declared = {name: contract.series[own] for name, own in zip(self.names, SERIES, strict=True)}
-        ids = ledger.series_ids(connection, dataset, declared)
-        self.ids = {own: ids[name] for name, own in zip(self.names, SERIES, strict=True)}
-        self.kept: dict[str, list[Cell | Reject]] = {}
-
-    def load(self, day: int, values: Values, name: str = "", bad: list[Reject] | None = None) -> ledger.Counts:
-        key = hashlib.sha256(f"{self.dataset}:{name or day}:{sorted(values.items())}".encode()).hexdigest()
-        self.kept[key] = [*cells(day, values), *(bad or [])]
-        request = {"file": name or f"{day}.csv", "vintage": vintage_day(day).isoformat()}
-        entry = ledger.Entry(self.dataset, key, request, key, "rules", 1, datetime.now(UTC))
-        return ledger.commit(self.connection, entry, self.ids, self.kept[key], self.reparse)
-
-    @contextmanager
-    def reparse(self, sha256: str, _: dict[str, str]) -> Iterator[list[Cell | Reject]]:
-        yield self.kept[sha256]
-
-    def known(self, day: int, version: str | None = None) -> Values:
-        """What the store answers for the end of that day: the newest value of each cell."""
-        loads = read.data_version(self.connection, version).loads
-        rows = read.vintages(self.connection, self.names, vintage_day(day), loads)
-        start = datetime(1970, 1, 1, tzinfo=UTC)
-        answer: Values = {}
-        for name, own in zip(self.names, SERIES, strict=True):
-            for valid, _, value in rows[name]:
-                at = start + timedelta(days=valid)
-                answer[own, (at.year - 2000) * 12 + at.month - 1] = value  # type: ignore[assignment]
-        return answer
+    def version(self) -> str:
+        return read.data_version(self.connection).version
 
     def count(self, sql: str) -> int:
         return self.connection.execute(sql).fetchone()[0]  # type: ignore[index,no-any-return]
 
 
 @pytest.fixture
-def store(loader: psycopg.Connection[Any], contract: Contract) -> Store:
-    return Store(loader, contract)
+def make(url: str, tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    """Makes stores of datasets of their own; the last three stay connected."""
+    made: list[Store] = []
+
+    def _make(**how: Any) -> Store:
+        made.append(Store(url, tmp_path, **how))
+        for old in made[:-3]:
+            old.connection.close()
+        return made[-1]
+
+    yield _make
+    for store in made:
+        store.connection.close()
+
+
+@pytest.fixture
+def store(make: Callable[..., Store]) -> Store:
+    return make()
+
+
+A, B, C = CELLS[:3]
 
 
 def test_only_what_changed_is_stored_and_every_cell_is_accounted_for(store: Store) -> None:
-    first = store.load(0, {("UNRATE", 1): 5.0, ("UNRATE", 2): 5.1})
-    second = store.load(30, {("UNRATE", 1): 5.0, ("UNRATE", 2): 5.2, ("UNRATE", 3): 5.3})
-    assert (first.fetched, first.new) == (2, 2)
-    assert (second.fetched, second.new, second.changed, second.same) == (3, 1, 1, 1)
+    first = store.load(0, {A: 5.0, B: 5.1})
+    second = store.load(30, {A: 5.0, B: 5.2, C: 5.3})
+    assert (first["fetched"], first["new"]) == (2, 2)
+    assert (second["fetched"], second["new"], second["changed"], second["same"]) == (3, 1, 1, 1)
     assert store.count("SELECT count(*) FROM observation") == 4
 
 
 def test_each_as_of_answers_with_what_was_known_then(store: Store) -> None:
-    store.load(0, {("UNRATE", 1): 5.0})
-    store.load(30, {("UNRATE", 1): 5.5})
-    assert store.known(29) == {("UNRATE", 1): 5.0}
-    assert store.known(30) == {("UNRATE", 1): 5.5}
-
-
-def test_a_pair_of_clocks_answers_the_same_after_a_backfill(store: Store) -> None:
-    store.load(30, {("UNRATE", 1): 5.5})
-    version = read.data_version(store.connection).version
-    store.load(0, {("UNRATE", 1): 5.0, ("PAYEMS", 1): 1.0})
-    assert store.known(40, version) == {("UNRATE", 1): 5.5}
-    assert store.known(40) == {("UNRATE", 1): 5.5, ("PAYEMS", 1): 1.0}
-    assert read.data_version(store.connection).version != version
+    store.load(0, {A: 5.0})
+    store.load(30, {A: 5.5})
+    assert store.at(29) == {A: 5.0}
+    assert store.at(30) == {A: 5.5}
 
 
 def test_a_late_vintage_does_not_show_through_where_a_later_one_was_unchanged(store: Store) -> None:
-    store.load(0, {("UNRATE", 1): 5.0})
-    store.load(60, {("UNRATE", 1): 5.0})
-    store.load(30, {("UNRATE", 1): 7.0})
-    assert [store.known(day)["UNRATE", 1] for day in (10, 40, 70)] == [5.0, 7.0, 5.0]
+    store.load(0, {A: 5.0})
+    store.load(60, {A: 5.0})
+    store.load(30, {A: 7.0})
+    assert [store.at(number)[A] for number in (10, 40, 70)] == [5.0, 7.0, 5.0]
 
 
-values = st.dictionaries(
-    st.tuples(st.sampled_from(SERIES), st.integers(0, 3)), st.sampled_from([1.0, 2.0, 3.0]), max_size=6
-)
+values = st.dictionaries(st.sampled_from(CELLS), st.sampled_from([1.5, 2.5, 3.5]), max_size=6)
+fetch = st.tuples(st.just("fetch"), st.integers(0, 5), values, values, values)
+redo = st.tuples(st.sampled_from(["correct", "retry"]), st.integers(0, 5))
+
+
+@pytest.mark.parametrize("complete", [False, True], ids=["payloads in parts", "complete payloads"])
+@given(history=st.lists(st.one_of(fetch, fetch, redo), min_size=2, max_size=8))
+@settings(max_examples=20, deadline=None, suppress_health_check=PARTS)
+def test_any_history_answers_as_its_statements_do(
+    make: Callable[..., Store], complete: bool, history: list[Any]
+) -> None:
+    """Late, restated, corrected and quarantined vintages, in any order; and no pair of clocks changes its answer."""
+    store, twin = make(complete=complete, more="max_vanished = 1.0"), Twin(complete)
+    loads: list[tuple[int, int, Values, dict[Any, float]]] = []
+    answers = {}
+    for step in history:
+        if step[0] == "fetch":
+            _, at, good, bad, right = step
+            bad = {cell: value for cell, value in bad.items() if cell not in good}
+            if not (good or bad or right):
+                continue
+            done = store.load(at, good, bad, right)
+            if done["outcome"] == "loaded":
+                twin.state(day(at), done["load_id"], good, set(bad))
+                loads.append((done["load_id"], at, right, bad))
+        elif loads:
+            load, at, right, bad = loads[step[1] % len(loads)]
+            if step[0] == "correct" and store.correct(load)["outcome"] == "loaded":
+                twin.state(day(at), load, right)
+                bad.clear()
+            elif step[0] == "retry" and (done := store.retry(load))["outcome"] == "loaded":
+                twin.state(day(at), done["load_id"], bad, set(CELLS))
+                twin.replayed[done["load_id"]] = load
+                bad.clear()
+        if loads:
+            for number in range(7):
+                answers[store.version(), number] = store.at(number)
+                assert store.at(number) == twin.known(day(number))
+    assert all(store.at(number, version) == answer for (version, number), answer in answers.items())
 
 
 @given(st.lists(values, min_size=2, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=PARTS)
 def test_vintages_loaded_in_any_order_answer_the_same(
-    loader: psycopg.Connection[Any], contract: Contract, vintages: list[Values], random: Any
+    make: Callable[..., Store], vintages: list[Values], shuffle: random.Random
 ) -> None:
-    order = list(range(len(vintages)))
-    random.shuffle(order)
+    order = [number for number, one in enumerate(vintages) if one]
     answers = []
-    for sequence in (sorted(order), order):
-        twin = Store(loader, contract, uuid.uuid4().hex)
-        for day in sequence:
-            twin.load(day, vintages[day])
-        answers.append([twin.known(day) for day in range(len(vintages))])
+    for sequence in (order, shuffle.sample(order, len(order))):
+        twin = make()
+        for number in sequence:
+            twin.load(number, vintages[number])
+        answers.append([twin.at(number) for number in order])
     assert answers[0] == answers[1]
 
 
+def test_a_pair_of_clocks_names_one_answer_for_ever(
+    make: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 loads of two datasets later, some late, restated, corrected, and some whose commits crossed."""
+    one, other, chance = make(), make(), random.Random(1)
+    answers: dict[tuple[str, str, int], Any] = {}
+    committed: list[int] = []
+    honest = ledger.advance
+
+    def crossed(*given: Any) -> None:
+        monkeypatch.setattr(ledger, "advance", honest)
+        other.load(moment(), {cell: float(chance.randrange(9)) for cell in CELLS})
+        honest(*given)
+
+    def moment() -> int:
+        return max(0, number // 2 - chance.choice([0, 0, 0, 1, 5]))
+
+    for number in range(500):
+        if number % 10 == 0:
+            monkeypatch.setattr(ledger, "advance", crossed)  # the other dataset draws later and commits earlier
+        if number % 25 == 24:
+            one.correct(chance.choice(committed[-20:]))
+        else:
+            some = chance.sample(CELLS, 3)
+            right = {cell: float(chance.randrange(9)) for cell in some}
+            done = one.load(moment(), {cell: float(chance.randrange(9)) for cell in some}, right=right)
+            committed += [done["load_id"]] * (done["outcome"] == "loaded")
+        if number in (3, 50, 120, 300):
+            for desk in (one, other):
+                for at in (1, 20, 200):
+                    answers[desk.name, desk.version(), at] = desk.at(at)
+    assert len({version for _, version, _ in answers}) == 4
+    for (name, version, at), answer in answers.items():
+        assert (one if name == one.name else other).at(at, version) == answer
+    assert any(one.at(at) != answer for (name, _, at), answer in answers.items() if name == one.name)
+
+
 def test_a_vintage_stated_again_with_another_value_is_quarantined_and_the_first_stays_in_force(store: Store) -> None:
-    store.load(0, {("UNRATE", 1): 5.0})
-    store.load(30, {("UNRATE", 1): 5.0})
-    again = store.load(30, {("UNRATE", 1): 6.0})
-    assert (again.changed, again.quarantined) == (0, 1)
-    assert store.known(30) == {("UNRATE", 1): 5.0}
-    rows = store.connection.execute("SELECT rule, raw, series FROM quarantine").fetchall()
-    assert rows == [("vintage_conflict", "6", "UNRATE")]
+    store.load(0, {A: 5.0})
+    store.load(30, {A: 5.0})
+    again = store.load(30, {A: 6.0})
+    assert (again["changed"], again["quarantined"]) == (0, 1)
+    assert store.at(30) == {A: 5.0}
+    rows = store.connection.execute("SELECT rule, raw FROM quarantine").fetchall()
+    assert rows == [("vintage_conflict", "6")]
 
 
 def test_what_was_refused_stays_refused_when_an_older_vintage_comes_late(store: Store) -> None:
-    store.load(60, {("UNRATE", 1): 5.0})
-    store.load(90, {("UNRATE", 1): 5.0})
-    store.load(90, {("UNRATE", 1): 6.0})
-    store.load(30, {("UNRATE", 1): 5.0})
-    assert [store.known(day)["UNRATE", 1] for day in (40, 70, 100)] == [5.0, 5.0, 5.0]
+    store.load(60, {A: 5.0})
+    store.load(90, {A: 5.0})
+    store.load(90, {A: 6.0})
+    store.load(30, {A: 5.0})
+    assert [store.at(number)[A] for number in (40, 70, 100)] == [5.0, 5.0, 5.0]
 
 
-def test_a_vintage_stated_again_in_another_file_is_still_the_same_vintage(store: Store) -> None:
-    store.load(0, {("UNRATE", 1): 5.0})
-    store.load(30, {("UNRATE", 1): 5.0})
-    assert store.load(30, {("UNRATE", 1): 6.0}, name="copy.csv").quarantined == 1
+def test_a_correction_leaves_the_old_version_its_old_values(store: Store) -> None:
+    load = store.load(0, {A: 500.0, B: 1.0}, right={A: 5.0})["load_id"]
+    store.load(30, {A: 500.0, B: 1.0}, right={A: 5.0, B: 1.0})
+    before = store.version()
+    corrected = store.correct(load)
+    assert (corrected["changed"], corrected["vanished"]) == (1, 1)
+    assert store.at(10) == {A: 5.0}
+    assert store.at(30) == {A: 500.0, B: 1.0}, "that vintage has a correction of its own to wait for"
+    assert store.at(10, before) == {A: 500.0, B: 1.0}
 
 
-def test_a_cell_that_was_bad_at_first_can_be_corrected(store: Store) -> None:
-    store.load(0, {("UNRATE", 1): 5.0})
-    store.load(30, {("UNRATE", 2): 5.1}, bad=[Reject("UNRATE", 3, "oops", "number", "not a number")])
-    corrected = store.load(30, {("UNRATE", 1): 5.5, ("UNRATE", 2): 5.1})
-    assert (corrected.changed, corrected.same, corrected.quarantined) == (1, 1, 0)
-    assert store.known(30)["UNRATE", 1] == 5.5
+def test_what_a_complete_payload_lacks_has_vanished_and_is_new_when_it_returns(make: Callable[..., Store]) -> None:
+    store = make(complete=True, more="max_vanished = 0.5")
+    store.load(0, {A: 5.0, B: 6.0, C: 7.0})
+    gone = store.load(30, {A: 5.0, B: 6.0})
+    back = store.load(60, {A: 5.0, B: 6.0, C: 7.0})
+    assert (gone["vanished"], back["new"]) == (1, 1)
+    assert [C in store.at(number) for number in (10, 40, 70)] == [True, False, True]
 
 
-def test_a_bad_cell_goes_to_quarantine_with_its_place_and_the_good_ones_are_loaded(store: Store) -> None:
-    counts = store.load(0, {("UNRATE", 1): 5.0}, bad=[Reject("PAYEMS", 7, "abc", "number", "not a number")])
-    assert (counts.fetched, counts.new, counts.quarantined) == (2, 1, 1)
-    row = store.connection.execute("SELECT file, line, series, raw, rule FROM quarantine").fetchone()
-    assert row == ("0.csv", 7, "PAYEMS", "abc", "number")
+def test_a_quarantined_cell_has_not_vanished(make: Callable[..., Store]) -> None:
+    store = make(complete=True)
+    store.load(0, {A: 5.0, B: 6.0})
+    done = store.load(30, {A: 5.0}, bad={B: 6.5})
+    assert (done["vanished"], done["quarantined"]) == (0, 1)
+    assert store.at(30) == {A: 5.0, B: 6.0}
+
+
+def test_a_payload_that_lacks_too_much_is_blocked_and_can_be_run_again(make: Callable[..., Store]) -> None:
+    store = make(complete=True)
+    store.load(0, {A: 5.0, B: 6.0, C: 7.0})
+    blocked = store.load(30, {A: 5.0})
+    assert blocked["outcome"] == "blocked"
+    assert store.at(30) == {A: 5.0, B: 6.0, C: 7.0}
+    assert store.count("SELECT count(*) FROM check_result WHERE rule = 'max_vanished' AND NOT ok") == 1
+    store.more = "max_vanished = 1.0"
+    assert store.load(30, {A: 5.0})["vanished"] == 2
+    assert store.at(30) == {A: 5.0}
+
+
+def test_without_vintages_what_was_quarantined_counts_from_when_it_came(make: Callable[..., Store]) -> None:
+    store, whole = make(vintages=False, complete=True), make(vintages=False, complete=True)
+    moments = []
+    for good, bad in (({A: 1.5}, {B: 2.5}), ({A: 1.5, B: 2.5}, {}), ({A: 3.5, B: 2.5}, {})):
+        store.load(0, good, bad)
+        moments.append(store.connection.execute("SELECT max(observed_at) FROM load").fetchone()[0])  # type: ignore[index]
+        whole.load(0, {**good, **bad})
+    first = store.count(f"SELECT min(load_id) FROM load WHERE dataset = '{store.name}'")
+    assert store.retry(first)["new"] == 1
+    assert [store.known(store.connection, moment) for moment in moments] == [
+        {A: 1.5, B: 2.5}, {A: 1.5, B: 2.5}, {A: 3.5, B: 2.5}]  # fmt: skip
+
+
+def test_a_file_that_looks_as_it_did_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.load(0, {A: 5.0})
+    monkeypatch.setattr(raw, "sha256_of", lambda path: pytest.fail(f"{path} was read"))
+    from model_service.loader import run
+
+    again = run.load(store.contract(), store.url, store.root, store.said.append)
+    assert [one["outcome"] for one in again] == ["nothing new"]
 
 
 def test_a_figure_that_does_not_add_up_cannot_be_committed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = ledger._stage
-    monkeypatch.setattr(ledger, "_stage", lambda *given: honest(*given) + 1)
+    honest = observations.Landing.stage
+
+    def boast(self: observations.Landing, batches: Any) -> None:
+        honest(self, batches)
+        self.fetched += 1
+
+    monkeypatch.setattr(observations.Landing, "stage", boast)
     with pytest.raises(psycopg.errors.CheckViolation, match="every_cell_accounted_for"):
-        store.load(0, {("UNRATE", 1): 5.0})
+        store.load(0, {A: 5.0})
     assert store.count("SELECT count(*) FROM observation") == 0
 
 
 def test_a_row_lost_between_stage_and_insert_stops_the_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    lossy = ledger.INSERT.replace("FROM verdict WHERE", "FROM verdict WHERE line > 2 AND")
-    assert lossy != ledger.INSERT
-    monkeypatch.setattr(ledger, "INSERT", lossy)
+    lossy = judge.FIRST.replace("FROM stage WHERE", "FROM stage WHERE line > 2 AND")
+    assert lossy != judge.FIRST
+    monkeypatch.setattr(judge, "FIRST", lossy)
     with pytest.raises(psycopg.errors.CheckViolation):
-        store.load(0, {("UNRATE", 1): 5.0, ("UNRATE", 2): 5.1})
+        store.load(0, {A: 5.0, B: 5.1})
     assert store.count("SELECT count(*) FROM load") == 0
 
 
 def test_a_row_that_another_hand_removed_is_missed_by_the_recount(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = ledger.INSERT.replace("SELECT series_id, valid_time", "SELECT series_id, valid_time + interval '1 day'")
-    monkeypatch.setattr(ledger, "INSERT", elsewhere)
+    elsewhere = judge.FIRST.replace("%s", "%s + 1000")
+    assert elsewhere != judge.FIRST
+    monkeypatch.setattr(judge, "FIRST", elsewhere)
     with pytest.raises(ServiceError, match="nothing was committed"):
-        store.load(0, {("UNRATE", 1): 5.0})
+        store.load(0, {A: 5.0})
 
 
-@pytest.mark.parametrize("phase", ["_stage", "_insert", "_write_ledger", "_name_data_version"])
-def test_a_crash_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
-    honest = getattr(ledger, phase)
+PHASES = [
+    (observations.Landing, "stage"), (observations.Landing, "land"), (observations.Landing, "late"),
+    (ledger, "write"), (ledger, "advance"), (ledger, "name_data_version"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "phase"), PHASES, ids=[phase for _, phase in PHASES])
+def test_a_crash_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch, place: Any, phase: str) -> None:
+    honest = getattr(place, phase)
 
     def crash(*given: Any, **named: Any) -> None:
         honest(*given, **named)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ledger, phase, crash)
+    monkeypatch.setattr(place, phase, crash)
     with pytest.raises(KeyboardInterrupt):
-        store.load(0, {("UNRATE", 1): 5.0})
-    tables = ("observation", "load", "quarantine", "watermark", "data_version")
-    assert [store.count(f"SELECT count(*) FROM {table}") for table in tables] == [0] * 5
-    monkeypatch.setattr(ledger, phase, honest)
-    assert store.load(0, {("UNRATE", 1): 5.0}).new == 1
+        store.load(0, {A: 5.0})
+    tables = ("observation", "load", "quarantine", "watermark", "data_version", "check_result", "resource")
+    assert [store.count(f"SELECT count(*) FROM {table}") for table in tables] == [0] * 7
+    assert store.count("SELECT count(*) FROM attempt WHERE outcome = 'failed'") == 1
+    monkeypatch.setattr(place, phase, honest)
+    assert store.load(0, {A: 5.0})["new"] == 1
+
+
+def test_a_copy_that_was_overtaken_cannot_commit(store: Store, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = store.load(0, {A: 5.0})["load_id"]
+    honest = ledger.advance
+
+    def overtaken(connection: Any, dataset: str, cursor: str, load_id: int, expected: int | None) -> None:
+        honest(connection, dataset, cursor, load_id, first - 1)
+
+    monkeypatch.setattr(ledger, "advance", overtaken)
+    with pytest.raises(ServiceError, match="another copy went ahead"):
+        store.load(30, {A: 6.0})
+    assert store.at(30) == {A: 5.0}
 
 
 def test_a_claimed_dataset_is_left_to_the_copy_that_holds_it(url: str) -> None:
-    with connect(url, "loader") as one, connect(url, "loader") as two, claim(one, DATASET) as free:
-        one.execute("INSERT INTO attempt (dataset, runner) VALUES (%s, 'host:1')", [DATASET])
-        with claim(two, DATASET) as holder:
+    with connect(url, "loader") as one, connect(url, "loader") as two, ledger.claim(one, "macro") as free:
+        one.execute("INSERT INTO attempt (dataset, runner) VALUES ('macro', 'host:1')")
+        with ledger.claim(two, "macro") as holder:
             assert free is None
             assert holder is not None
             assert holder.startswith("host:1 since")
 
 
-INSERT_ONLY = ["observation", "load", "raw_object", "promotion", "quarantine", "data_version", "model", "forecast"]
+INSERT_ONLY = [
+    "observation", "load", "raw_object", "promotion", "quarantine", "quarantine_action", "check_result", "resource",
+    "data_version", "model", "forecast",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM {}", "UPDATE {0} SET {1} = {1}", "TRUNCATE {}"])
 def test_the_loader_cannot_take_a_row_back(store: Store, statement: str) -> None:
-    store.load(0, {("UNRATE", 1): 5.0})
+    store.load(0, {A: 5.0})
     for table in INSERT_ONLY:
         column = store.connection.execute(
             "SELECT column_name FROM information_schema.columns WHERE table_name = %s AND is_identity = 'NO' LIMIT 1",
@@ -244,7 +356,7 @@ def test_the_loader_cannot_take_a_row_back(store: Store, statement: str) -> None
 
 
 def test_the_reader_reads_and_nothing_else(url: str, store: Store) -> None:
-    store.load(0, {("UNRATE", 1): 5.0})
+    store.load(0, {A: 5.0})
     with connect(url, "reader") as reader:
         assert reader.execute("SELECT count(*) FROM observation").fetchone() == (1,)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -255,19 +367,37 @@ def test_a_second_migration_changes_nothing(url: str, contract: Contract) -> Non
     assert migrate(url, contract) == []
 
 
+def test_a_newer_schema_will_do_and_an_older_one_is_refused(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = entrance.migrations()
+    monkeypatch.setattr(entrance, "migrations", lambda: known[:-1])
+    assert store.load(0, {A: 5.0})["new"] == 1
+    monkeypatch.setattr(entrance, "migrations", lambda: [*known, "0099_of_tomorrow.sql"])
+    with pytest.raises(DatabaseAway, match=r"it lacks 0099_of_tomorrow\.sql: run `python -m model_service migrate`"):
+        store.load(30, {A: 6.0})
+
+
 def test_observation_is_a_hypertable_of_few_chunks_where_timescaledb_is_there(store: Store) -> None:
     found = store.connection.execute("SELECT FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
     if found is None:
         pytest.skip("plain PostgreSQL: TEST_DATABASE_URL names no TimescaleDB")
-    store.load(0, {("UNRATE", number): 5.0 for number in range(12 * 90)})
+    months = [f"{store.name}_0;{year}-{month:02};5.0;5.0" for year in range(1930, 2010) for month in range(1, 13)]
+    store.write(30_000, {A: 5.0})
+    (store.root / f"{day(0):%Y-%m-%d}.csv").write_text("\n".join(["series;month;value;right", *months]))
+    from model_service.loader import run
+
+    run.load(store.contract(), store.url, store.root, store.said.append)
     chunks = store.count("SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'observation'")
     assert 1 < chunks <= 100
 
 
-def test_a_series_that_changes_its_unit_is_refused(store: Store, contract: Contract) -> None:
-    other = contract.series["UNRATE"].model_copy(update={"unit": "persons"})
+def test_a_series_that_changes_its_unit_is_refused(store: Store) -> None:
+    store.load(0, {A: 5.0})
+    declared = store.contract().of_source(store.name)
+    other = {name: one.model_copy(update={"unit": "persons"}) for name, one in declared.items()}
     with pytest.raises(ServiceError, match="give the new one a new name"):
-        ledger.series_ids(store.connection, DATASET, {"UNRATE": other})
+        observations.series_ids(store.connection, store.name, other)
 
 
 def test_a_database_that_is_away_is_named_without_its_password() -> None:
@@ -277,10 +407,23 @@ def test_a_database_that_is_away_is_named_without_its_password() -> None:
     assert "s3cret" not in str(error.value)
 
 
-def test_conservation_is_checked_by_the_database_itself(store: Store) -> None:
-    counts = store.load(0, {("UNRATE", 1): 5.0})
-    entry = ledger.Entry(DATASET, "other", {"file": "x", "vintage": ""}, "x", "rules", 1, datetime.now(UTC))
-    wrong = replace(counts, load_id=counts.load_id + 1, fetched=9)
-    with pytest.raises(psycopg.errors.CheckViolation), store.connection.transaction():
-        store.connection.execute(ledger.STAGE)
-        ledger._write_ledger(store.connection, entry, wrong, None)
+def test_kept_bytes_that_were_damaged_are_not_taken_for_the_providers(store: Store, url: str) -> None:
+    load = store.load(0, {A: 5.0}, right={A: 6.0})["load_id"]
+    with psycopg.connect(url, autocommit=True) as admin:
+        for damaged in (zlib.compress(b"series;month;value;right\n"), b"no zlib"):
+            admin.execute("UPDATE raw_object SET bytes = %s", [damaged])
+            with pytest.raises(ServiceError, match="do not have that hash"):
+                store.correct(load)
+    assert store.at(0) == {A: 5.0}
+
+
+def test_bytes_are_kept_in_parts_and_come_back_as_they_were(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw, "PART_BYTES", 7)
+    path = tmp_path / "payload"
+    path.write_bytes(content := uuid.uuid4().bytes * 3)
+    raw.keep(store.connection, path, raw.sha256_of(path), "text/plain")
+    assert store.count("SELECT count(*) FROM raw_object") == 7
+    with raw.opened(store.connection, raw.sha256_of(path)) as (again, media_type):
+        assert (again.read_bytes(), media_type) == (content, "text/plain")

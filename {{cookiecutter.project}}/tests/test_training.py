@@ -1,6 +1,7 @@
 """A model gets through on evidence alone; each rule is seen to block what it is there for."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from model_service.features import History
 from model_service.loader import run as loading
 from model_service.store import read
 from model_service.store.connection import connect
-from model_service.training import backtest, dataset, estimators, gate, run, serialize
+from model_service.training import Cases, backtest, cases, estimators, gate, run, serialize
 
 VINTAGE = features.microseconds(datetime(2016, 6, 29, tzinfo=UTC))
 
@@ -41,19 +42,9 @@ def loaded(server: str, contract: Contract) -> Iterator[psycopg.Connection[Any]]
 
 
 @pytest.fixture(scope="module")
-def rows(loaded: psycopg.Connection[Any], contract: Contract) -> features.Rows:
-    version = read.data_version(loaded)
-    return read.vintages(loaded, features.series_needed(contract), run.newest_knowledge(loaded), version.loads)
-
-
-@pytest.fixture(scope="module")
-def held(rows: features.Rows, contract: Contract) -> dict[str, History]:
-    return features.histories(contract, rows)
-
-
-@pytest.fixture(scope="module")
-def table(held: dict[str, History], contract: Contract, loaded: psycopg.Connection[Any]) -> dataset.Cases:
-    return dataset.cases(contract, held, run.newest_knowledge(loaded))
+def table(loaded: psycopg.Connection[Any], contract: Contract) -> Cases:
+    at = run.newest_knowledge(loaded)
+    return cases(contract, forecasting.known_inputs(contract, loaded, at, read.data_version(loaded)).rows, at)
 
 
 def test_the_sample_loads_to_the_counts_worked_out_by_hand(loaded: psycopg.Connection[Any]) -> None:
@@ -68,15 +59,15 @@ def month_of(text: str) -> int:
     return year * 12 + month - 1
 
 
-def test_before_the_first_vintage_an_origin_sees_only_what_its_release_lag_allows(held: dict[str, History]) -> None:
+def test_before_the_first_vintage_an_origin_sees_only_what_its_release_lag_allows(table: Cases) -> None:
     origin = features.microseconds(datetime(2010, 3, 1, tzinfo=UTC))
-    first, values = held["UNRATE"].at(origin)
+    first, values = table.held["UNRATE"].at(origin)
     assert first + values.size - 1 == month_of("2010-01")  # February ended yesterday and is out a week later
 
 
-def test_from_the_first_vintage_on_an_origin_sees_that_vintage(held: dict[str, History]) -> None:
-    june = held["PAYEMS"].at(VINTAGE)
-    july = held["PAYEMS"].at(features.microseconds(datetime(2016, 7, 30, tzinfo=UTC)))
+def test_from_the_first_vintage_on_an_origin_sees_that_vintage(table: Cases) -> None:
+    june = table.held["PAYEMS"].at(VINTAGE)
+    july = table.held["PAYEMS"].at(features.microseconds(datetime(2016, 7, 30, tzinfo=UTC)))
     assert june[1].size + 1 == july[1].size
     assert june[1][-1] != july[1][-2]  # May was revised in July
 
@@ -92,21 +83,19 @@ def test_a_feature_is_worked_out_from_the_last_value_known(contract: Contract) -
     assert features._lags(growth, values) == pytest.approx([np.log(8.0)])
 
 
-def test_labels_known_at_an_origin_end_where_the_target_does(
-    contract: Contract, held: dict[str, History], table: dataset.Cases
-) -> None:
+def test_labels_known_at_an_origin_end_where_the_target_does(table: Cases) -> None:
     place = 200
-    known = dataset.labels(contract, held, table, int(table.origin[place]))
+    known = table.labels(int(table.origin[place]))
     assert np.isnan(known[place]).all()
     assert not np.isnan(known[place - 6]).any()
 
 
-def test_no_forecast_sees_the_future(contract: Contract, rows: features.Rows, table: dataset.Cases) -> None:
-    assert backtest.leaked(contract, rows, table, [200, len(table.origin) - 1]) == []
+def test_no_forecast_sees_the_future(table: Cases) -> None:
+    assert backtest.leaked(table, [200, len(table.origin) - 1]) == []
 
 
 def a_month_early(history: History, origin: int) -> Any:
-    return history.released <= origin + 31 * 86_400_000_000
+    return history.released <= origin + 31 * features.DAY
 
 
 def later_vintages_too(history: History, origin: int) -> Any:
@@ -114,34 +103,23 @@ def later_vintages_too(history: History, origin: int) -> Any:
 
 
 @pytest.mark.parametrize(("leak", "found"), [(a_month_early, [200, -3]), (later_vintages_too, [-3])])
-def test_a_planted_leak_is_found(
-    contract: Contract,
-    rows: features.Rows,
-    table: dataset.Cases,
-    monkeypatch: pytest.MonkeyPatch,
-    leak: Any,
-    found: list[int],
-) -> None:
+def test_a_planted_leak_is_found(table: Cases, monkeypatch: pytest.MonkeyPatch, leak: Any, found: list[int]) -> None:
     monkeypatch.setattr(History, "known_rows", leak)
     origins = len(table.origin)
-    assert backtest.leaked(contract, rows, table, [200, origins - 3]) == [place % origins for place in found]
+    assert backtest.leaked(table, [200, origins - 3]) == [place % origins for place in found]
 
 
-def test_a_backtest_that_fits_on_the_future_is_found(
-    contract: Contract, rows: features.Rows, table: dataset.Cases, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = dataset.labels
-    monkeypatch.setattr(dataset, "labels", lambda c, h, t, at: honest(c, h, t, at + 400 * 86_400_000_000))
-    assert backtest.leaked(contract, rows, table, [200]) == [200]
+def test_a_backtest_that_fits_on_the_future_is_found(table: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Cases.labels
+    monkeypatch.setattr(Cases, "labels", lambda self, at: honest(self, at + 400 * features.DAY))
+    assert backtest.leaked(table, [200]) == [200]
 
 
-def test_a_label_from_the_future_is_found(
-    contract: Contract, rows: features.Rows, table: dataset.Cases, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = dataset.labels
+def test_a_label_from_the_future_is_found(table: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Cases.labels
     late = features.microseconds(datetime(2016, 7, 30, tzinfo=UTC))
-    monkeypatch.setattr(dataset, "labels", lambda c, h, t, _: honest(c, h, t, late))
-    assert backtest.leaked(contract, rows, table, [200]) == [200]
+    monkeypatch.setattr(Cases, "labels", lambda self, _: honest(self, late))
+    assert backtest.leaked(table, [200]) == [200]
 
 
 def losses(advantage: float, *, cases: int = 240, seed: int = 3) -> gate.Losses:
@@ -186,33 +164,32 @@ def test_intervals_that_cover_too_little_block(share: float, passes: bool) -> No
     assert rules["coverage_0.8"] is passes
 
 
-def fitted(contract: Contract, held: dict[str, History], table: dataset.Cases, estimator: str) -> estimators.Fitted:
-    chosen = contract.model_copy(update={"train": contract.train.model_copy(update={"estimator": estimator})})
-    truth = dataset.labels(contract, held, table, int(table.origin[-1]))
-    return estimators.fit(chosen, table, truth)
+def fitted(table: Cases, estimator: str) -> estimators.Fitted:
+    train = table.contract.train.model_copy(update={"estimator": estimator})
+    chosen = replace(table, contract=table.contract.model_copy(update={"train": train}))
+    model = estimators.fit(chosen, table.labels(int(table.origin[-1])))
+    serialize.round_thresholds(model)
+    return model
+
+
+def parity(model: estimators.Fitted, graph: bytes, table: Cases) -> float:
+    return serialize.parity(model, graph, table.inputs[table.complete], 1)
 
 
 @pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
-def test_the_graph_answers_as_the_fitted_model_does(
-    contract: Contract, held: dict[str, History], table: dataset.Cases, estimator: str
-) -> None:
-    model = fitted(contract, held, table, estimator)
-    serialize.round_thresholds(model)
-    graph = serialize.graph(model, table.inputs.shape[1])
-    assert serialize.parity(model, graph, table.inputs[table.complete], 1) <= serialize.PARITY
+def test_the_graph_answers_as_the_fitted_model_does(table: Cases, estimator: str) -> None:
+    model = fitted(table, estimator)
+    assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) <= serialize.PARITY
 
 
-def test_thresholds_that_were_not_rounded_are_found(
-    contract: Contract, held: dict[str, History], table: dataset.Cases, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = fitted(contract, held, table, "gradient_boosting")
-    serialize.round_thresholds(model)
+def test_thresholds_that_were_not_rounded_are_found(table: Cases) -> None:
+    model = fitted(table, "gradient_boosting")
     for tree in serialize._trees(model):
         tree.threshold[:] = np.nextafter(tree.threshold.astype(np.float32), np.float32(np.inf))
     graph = serialize.graph(model, table.inputs.shape[1])
     for tree in serialize._trees(model):
         tree.threshold[:] = np.nextafter(tree.threshold.astype(np.float32), np.float32(-np.inf))
-    assert serialize.parity(model, graph, table.inputs[table.complete], 1) > serialize.PARITY
+    assert parity(model, graph, table) > serialize.PARITY
 
 
 def copied(folder: Path) -> Path:

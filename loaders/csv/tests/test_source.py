@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import math
+import os
 import re
 import tomllib
 from collections import Counter
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from model_service import contract, periods
 from model_service.errors import UsageError
-from model_service.loader import Cell, Reject, SourceError, source
+from model_service.loader import Cell, Reject, SourceError, Window, source
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs/source.md"
@@ -332,6 +333,25 @@ def test_files_come_by_vintage_then_name(tmp_path: Path) -> None:
     assert [one.name for one in source.fetch(chosen, tmp_path)] == names
 
 
+def test_a_window_chooses_vintages_by_the_day_they_became_known(tmp_path: Path) -> None:
+    for name in ("2016-06-29.csv", "2016-07-29.csv", "2016-08-29.csv"):
+        (tmp_path / name).write_text("date,A,B\n2016-01-01,1,2\n")
+    chosen = options(**WIDE, vintage={"from": "file_name", "format": "%Y-%m-%d"})
+    window = Window(date(2016, 6, 30), date(2016, 7, 29))
+    assert [one.name for one in source.fetch(chosen, tmp_path, window)] == ["2016-07-29.csv"]
+    with pytest.raises(UsageError, match="the names of these files hold none"):
+        list(source.fetch(options(**WIDE), tmp_path, window))
+
+
+def test_a_file_looks_different_once_it_was_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("date,A,B\n2016-01-01,1,2\n")
+    (first,) = source.fetch(options(**WIDE), tmp_path)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    (again,) = source.fetch(options(**WIDE), tmp_path)
+    assert first.mark != again.mark
+
+
 def test_file_name_without_a_vintage(tmp_path: Path) -> None:
     for name in ("2016-06-29.csv", "notes.csv"):
         (tmp_path / name).write_text("x")
@@ -465,7 +485,7 @@ def tables(draw: st.DrawFn) -> tuple[dict[str, Any], contract.Frequency, bytes, 
     csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows(rows)
     encoding = draw(st.sampled_from(["utf-8-sig", "utf-8", "utf-16", "utf-16-le", "latin-1", "cp1252"]))
     keys: dict[str, Any] = {
-        "path": "x.csv",
+        "path": draw(st.sampled_from(["x.csv", "x.csv.gz"])),
         "layout": "wide" if wide else "long",
         "date": {"column": "when", "format": format},
         "vintage": {"column": "known", "format": "%Y-%m-%d"},
@@ -482,7 +502,8 @@ def tables(draw: st.DrawFn) -> tuple[dict[str, Any], contract.Frequency, bytes, 
 def test_any_table_reads_back_in_any_dialect(tmp_path_factory: pytest.TempPathFactory, table: Any) -> None:
     keys, frequency, content, expected = table
     folder = tmp_path_factory.mktemp("table")
-    (folder / "x.csv").write_bytes(content)
+    zipped = keys["path"].endswith(".gz")
+    (folder / keys["path"]).write_bytes(gzip.compress(content) if zipped else content)
     (payload,) = source.fetch(options(**keys), folder)
     names = sorted({name for name, _, _ in expected}) or ["A"]
     if keys["layout"] == "wide" and not expected:

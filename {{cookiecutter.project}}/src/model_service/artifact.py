@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
+from model_service.digests import digest
 from model_service.errors import ServiceError
+from model_service.features import Floats
 
 FILES = ("card.json", "golden.json", "held.json", "model.onnx")
 SUMS = "SHA256SUMS"
 REGISTRY = "registry.json"
-Floats = npt.NDArray[np.float64]
 
 
 class ArtifactError(ServiceError):
@@ -25,11 +25,6 @@ class ArtifactError(ServiceError):
 def sums(files: Mapping[str, bytes]) -> bytes:
     """The checksum file, in the format of `sha256sum`."""
     return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in FILES).encode()
-
-
-def digest(checksums: bytes) -> str:
-    """What names a model: the hash of its checksum file, so of every byte of it."""
-    return "sha256:" + hashlib.sha256(checksums).hexdigest()
 
 
 def write(folder: Path, files: Mapping[str, bytes], version: str) -> str:
@@ -50,12 +45,8 @@ def read(folder: Path) -> tuple[dict[str, bytes], str]:
         checksums = (folder / SUMS).read_bytes()
     except OSError as error:
         raise ArtifactError(f"no model in {folder}: {error.strerror} ({Path(str(error.filename)).name})") from None
-    if checksums != sums(files):
-        wrong = [
-            line.split()[-1]
-            for line in sums(files).decode().splitlines()
-            if line.encode() not in checksums.splitlines()
-        ]
+    if checksums != (due := sums(files)):
+        wrong = sorted(line.split()[-1].decode() for line in {*due.splitlines()} - {*checksums.splitlines()})
         raise ArtifactError(f"model in {folder}: {', '.join(wrong) or SUMS} does not fit {SUMS}; build the image again")
     return files, digest(checksums)
 
@@ -69,22 +60,22 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
 
 
 class Model:
-    """A model that was read and verified; F inputs, H horizons."""
+    """A model, ready to answer, from its files (in `folder`, where they are on disk); F inputs, H horizons."""
 
-    def __init__(self, folder: Path) -> None:
-        files, self.digest = read(folder)
+    def __init__(self, files: Mapping[str, bytes], version: str, folder: Path | None = None) -> None:
+        self.digest = digest(sums(files))
+        self.version = version
         self.folder = folder
         self.card: dict[str, Any] = json.loads(files["card.json"])
         self.held: dict[str, Any] = json.loads(files["held.json"])
         self.golden: dict[str, Any] = json.loads(files["golden.json"])
-        registry = folder / REGISTRY
-        self.version = str(json.loads(registry.read_text())["version"]) if registry.is_file() else "unregistered"
         self.inputs: list[str] = self.card["inputs"]
         self.horizons: list[int] = self.card["horizons"]
+        self.name = {"version": version, "digest": self.digest}
         try:
             self._session = session(files["model.onnx"])
         except Exception as error:
-            raise ArtifactError(f"model in {folder}: ONNX Runtime cannot read model.onnx: {error}") from None
+            raise ArtifactError(f"model {self.digest}: ONNX Runtime cannot read model.onnx: {error}") from None
 
     def predict(self, rows: Floats) -> Floats:
         """Inputs float64 [N, F] to forecasts float64 [N, H], in the target's unit."""
@@ -93,7 +84,7 @@ class Model:
 
     def check(self) -> None:
         """Verifies the files on disk and replays the golden examples; raises ArtifactError."""
-        if read(self.folder)[1] != self.digest:
+        if self.folder and read(self.folder)[1] != self.digest:
             raise ArtifactError(f"model in {self.folder} is not the one that was loaded")
         made = self.predict(np.array(self.golden["instances"]))
         worst = float(np.abs(made - np.array(self.golden["forecasts"])).max())
@@ -103,4 +94,7 @@ class Model:
 
 def load(folder: Path) -> Model:
     """Reads and verifies the model; raises ArtifactError."""
-    return Model(folder)
+    files, _ = read(folder)
+    registry = folder / REGISTRY
+    version = str(json.loads(registry.read_text())["version"]) if registry.is_file() else "unregistered"
+    return Model(files, version, folder)

@@ -1,21 +1,15 @@
-"""The one command: parses the words, runs the verb, turns an error into one message and an exit code.
-
-A verb imports what it needs itself: the loader's container holds neither training nor serving packages.
-"""
+"""The one command: parses the words, runs the verb, turns an error into one message and an exit code."""
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from model_service import contract, settings
+from model_service import verbs
 from model_service.errors import ServiceError
-from model_service.store.connection import connect, database
 
 CODES = "exit codes: 0 done (also: nothing new), 1 failed, 2 wrong use, 3 blocked by a gate or a check"
 
@@ -41,51 +35,110 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "model_service", description="One model, from data to served forecast.", epilog=CODES
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    parser.set_defaults(json=False)
+    top = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, run: Callable[[argparse.Namespace], Any], says: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=says, description=says, epilog=CODES)
-        made.add_argument("--json", action="store_true", help="print the result as JSON")
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], Any], says: str, examples: str = "", under: Any = top
+    ) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = under.add_parser(
+            name, help=says, description=says, epilog=f"{examples}{CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        made.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print the result as JSON")
         made.set_defaults(run=run)
         return made
 
-    verb("migrate", _migrate, "bring the database's schema up to date")
-    verb("load", _load, "fetch, check and commit what the sources have; then forecast from it")
-    train = verb("train", _train, "backtest, gate, register and promote a model")
+    verb("migrate", verbs.migrate, "bring the database's schema up to date")
+    _load_words(verb)
+    _quarantine_words(verb)
+    train = verb("train", verbs.train, "backtest, gate, register and promote a model")
     train.add_argument(
         "--as-of", type=_as_of, metavar="TIME", help="train on what was known then (a date: its end, UTC)"
     )
-    promote = verb("promote", _promote, "make a registered model the champion: what the next build contains")
+    promote = verb("promote", verbs.promote, "make a registered model the champion: what the next build contains")
     which = promote.add_mutually_exclusive_group(required=True)
     which.add_argument("version", nargs="?", type=int, help="number in the registry")
     which.add_argument("--artifact", type=Path, metavar="DIR", help="import the model in DIR and promote it")
     promote.add_argument("--reason", default="by hand", help="recorded beside who and when")
-    back = verb("rollback", _rollback, "make the champion before this one champion again")
+    back = verb("rollback", verbs.rollback, "make the champion before this one champion again")
     back.add_argument("--reason", default="by hand", help="recorded beside who and when")
-    export = verb("export", _export, "write the champion's files into a folder")
+    export = verb("export", verbs.export, "write the champion's files into a folder")
     export.add_argument("folder", type=Path)
-    forecast = verb("forecast", _forecast, "forecast with the champion")
-    forecast.add_argument(
-        "--as-of", type=_as_of, metavar="TIME", help="from what was known then (a date: its end, UTC)"
-    )
-    forecast.add_argument("--data-version", metavar="HASH", help="from what this store held at that version")
+    forecast = verb("forecast", verbs.forecast, "forecast with the champion")
+    _clocks(forecast)
     forecast.add_argument("--horizon", type=int, action="append", help="only this horizon; may be repeated")
     forecast.add_argument("--record", action="store_true", help="append to the table `forecast`")
-    verb("serve", _serve, "serve the Bento that was built last")
-    telemetry = verb("telemetry", _telemetry, "what the audit trail needs in Elasticsearch")
+    verb("serve", verbs.serve, "serve the Bento that was built last")
+    telemetry = verb("telemetry", verbs.telemetry, "what the audit trail needs in Elasticsearch")
     telemetry.add_argument("what", choices=["install"], help="install: put the index template")
-    trace = verb("trace", _trace, "walk from an answer of /v1/forecast back to the provider's bytes")
-    trace.add_argument("answer", help="file that holds the answer as JSON, or - for standard input")
-    verb("doctor", _doctor, "check the store, the registry and what is built against each other")
+    trace = verb("trace", verbs.trace, "from an answer to the provider's bytes; from data to what rests on it", """\
+examples:
+  curl -s 127.0.0.1:3000/v1/forecast | model_service trace -
+  model_service trace --observation UNRATE 2016-06-01 --as-of 2016-07-29
+  model_service trace --affected 3      # which models and forecasts must be made again
+""")  # fmt: skip
+    of = trace.add_mutually_exclusive_group(required=True)
+    of.add_argument("answer", nargs="?", help="file that holds an answer of /v1/forecast, or - for standard input")
+    of.add_argument("--observation", nargs=2, metavar=("SERIES", "PERIOD"), help="one value: whence, and who used it")
+    of.add_argument("--affected", type=int, metavar="LOAD", help="what rests on the rows of that load")
+    _clocks(trace)
+    verb("doctor", verbs.doctor, "check the store, the registry and what is built against each other")
     return parser
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _clocks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--as-of", type=_as_of, metavar="TIME", help="by what was known then (a date: its end, UTC)")
+    parser.add_argument("--data-version", metavar="HASH", help="by what this store held at that version")
+
+
+def _load_words(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    load = verb("load", verbs.load, "fetch, check and commit what the sources have; then forecast from it", """\
+examples:
+  model_service load --dry-run          # what would be new, changed, vanished; each payload against what is held
+  model_service load --from 2016-01-01 --to 2016-06-30    # known in these days; stopped and run again, it goes on
+  model_service load --correct 3 --reason "rate was read as thousands"    # after service.toml was mended
+""")  # fmt: skip
+    load.add_argument("--dry-run", action="store_true", help="say what a load would do, and do nothing")
+    load.add_argument("--from", dest="first", type=_date, metavar="DATE", help="only what became known then or later")
+    load.add_argument("--to", dest="last", type=_date, metavar="DATE", help="only what became known then or before")
+    load.add_argument(
+        "--correct", type=int, metavar="LOAD", help="read its kept bytes again, and take the place of what it brought"
+    )
+    load.add_argument("--reason", type=_reason, metavar="TEXT", help="why --correct; recorded beside who and when")
+    under = load.add_subparsers(metavar="[list | show]", help="what was loaded: see `load list --help`")
+    listed = verb("list", verbs.load_list, "the ledger, newest first", under=under)
+    listed.add_argument("--dataset", metavar="NAME", help="only this one's")
+    show = verb("show", verbs.load_show, "one load: request, rules, counts, checks, what came of it", under=under)
+    show.add_argument("load", type=int)
+
+
+def _quarantine_words(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    quarantine = verb("quarantine", lambda _: None, "what was refused, and what was done about it", """\
+examples:
+  model_service quarantine list --open --rule number
+  model_service quarantine replay 3 --reason "decimal comma declared"    # after service.toml was mended
+  model_service quarantine drop 17 18 --reason "the provider's test rows"
+""")  # fmt: skip
+    under = quarantine.add_subparsers(required=True, metavar="list | show | replay | drop")
+    listed = verb("list", verbs.quarantine_list, "quarantined cells, oldest first", under=under)
+    listed.add_argument("--open", action="store_true", help="only those that nothing was done about")
+    listed.add_argument("--load", type=int, metavar="LOAD", help="only those of that load")
+    listed.add_argument("--rule", help="only those that broke that rule")
+    show = verb("show", verbs.quarantine_show, "one cell: raw record, rule, place, what was done", under=under)
+    show.add_argument("cell", type=int, metavar="ID")
+    replay = verb(
+        "replay", verbs.quarantine_replay, "read again what a load refused, as service.toml is now", under=under
+    )
+    replay.add_argument("load", type=int, help="the one that fetched the bytes")
+    drop = verb("drop", verbs.quarantine_drop, "settle that cells stay out", under=under)
+    drop.add_argument("cells", type=int, nargs="+", metavar="ID")
+    for one in (replay, drop):
+        one.add_argument("--reason", type=_reason, metavar="TEXT", required=True, help="recorded beside who and when")
 
 
 def _fail(message: str, code: int) -> int:
-    _say(f"error: {message}")
+    verbs.say(f"error: {message}")
     return code
 
 
@@ -98,134 +151,14 @@ def _as_of(text: str) -> datetime:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _contract() -> contract.Contract:
-    return contract.load(settings.root() / settings.CONTRACT)
-
-
-def _print(arguments: argparse.Namespace, result: Any, text: str) -> None:
-    print(json.dumps(result, indent=1, default=str) if arguments.json else text)
-
-
-def _migrate(arguments: argparse.Namespace) -> None:
-    from model_service.store.migrate import migrate
-
-    with database() as url:
-        applied = migrate(url, _contract())
-    _print(arguments, applied, "\n".join(f"applied {name}" for name in applied) or "nothing to migrate")
-
-
-def _load(arguments: argparse.Namespace) -> None:
-    from model_service.loader import run
-
-    declared = _contract()
-    with database() as url:
-        results = run.load(declared, url, settings.root(), _say)
-        if any(result["outcome"] == "loaded" for result in results):
-            _record_forecast(declared, url)
-    loaded = sum(result["outcome"] == "loaded" for result in results)
-    _print(arguments, results, f"{loaded} of {len(results)} payloads loaded")
-
-
-def _record_forecast(declared: contract.Contract, url: str) -> None:
-    """After a load or a training the champion's forecast becomes a row; the loader's own container cannot."""
+def _date(text: str) -> date:
     try:
-        from model_service import forecasting, registry
-    except ModuleNotFoundError as error:
-        return _say(
-            f"no forecast made here ({error.name} is not installed): run `forecast --record` where the model serves"
-        )
-    with connect(url, "loader") as connection:
-        if registry.champion(connection) is None:
-            return _say("no forecast yet: no model is registered")
-        try:
-            registry.record(connection, forecasting.by_champion(declared, connection, None, None, None))
-        except ServiceError as error:
-            _say(f"no forecast yet: {error}")
-    return None
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2016-07-01") from None
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    from model_service.training import run
-
-    declared = _contract()
-    with database() as url:
-        with connect(url, "loader") as connection:
-            known_at = arguments.as_of or run.newest_knowledge(connection)
-            result = run.train(declared, connection, settings.root(), known_at, _say)
-        _record_forecast(declared, url)
-    _print(arguments, result, f"model {result['version']} ({result['digest']}) is the champion; see build/report.md")
-
-
-def _promote(arguments: argparse.Namespace) -> None:
-    from model_service import registry
-
-    with database() as url, connect(url, "loader") as connection:
-        if arguments.artifact:
-            version, action = registry.register(connection, arguments.artifact), "import"
-        else:
-            version, action = arguments.version, "promote"
-        changed = registry.promote(connection, version, action, arguments.reason)
-    _print(arguments, {"version": version, "changed": changed},
-           f"model {version} is {'now' if changed else 'already'} the champion")  # fmt: skip
-
-
-def _rollback(arguments: argparse.Namespace) -> None:
-    from model_service import registry
-
-    with database() as url, connect(url, "loader") as connection:
-        version = registry.rollback(connection, arguments.reason)
-    _print(arguments, {"version": version}, f"model {version} is the champion again; the next build will contain it")
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from model_service import registry
-
-    with database() as url, connect(url) as connection:
-        found = registry.export(connection, arguments.folder)
-    result = {"version": found.version, "digest": found.digest}
-    _print(arguments, result, f"model {found.version} ({found.digest}) is in {arguments.folder}")
-
-
-def _forecast(arguments: argparse.Namespace) -> None:
-    from model_service import forecasting, registry
-
-    role = "loader" if arguments.record else "reader"
-    with database() as url, connect(url, role) as connection:  # type: ignore[arg-type]
-        body = forecasting.by_champion(
-            _contract(), connection, arguments.as_of, arguments.data_version, arguments.horizon
-        )
-        if arguments.record:
-            registry.record(connection, body)
-    _print(arguments, body, forecasting.table(body))
-
-
-def _serve(_: argparse.Namespace) -> int:
-    from model_service.serving.bento import launch
-
-    return int(launch())
-
-
-def _telemetry(arguments: argparse.Namespace) -> None:
-    from model_service.telemetry.audit import install
-
-    result = install(_contract())
-    _print(arguments, result, f"index template {result} is installed")
-
-
-def _trace(arguments: argparse.Namespace) -> int:
-    from model_service import trace
-
-    answer = trace.read_answer(arguments.answer)
-    with database() as url, connect(url) as connection:
-        steps = trace.walk(_contract(), connection, answer)
-    _print(arguments, steps, trace.text(steps))
-    return 0 if steps["complete"] else 1
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from model_service import doctor
-
-    with database() as url, connect(url) as connection:
-        findings = doctor.examine(_contract(), connection, datetime.now(UTC))
-    _print(arguments, findings, "\n".join(f"{one['state']:5} {one['check']}: {one['says']}" for one in findings))
-    return int(any(one["state"] == "BAD" for one in findings))
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("say why: it is kept for whoever asks later")
+    return text

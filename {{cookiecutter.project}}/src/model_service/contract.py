@@ -3,18 +3,30 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from model_service.errors import UsageError
 
 Frequency = Literal["day", "week", "month", "quarter", "year"]
 Transform = Literal["level", "difference", "log_difference"]
+Action = Literal["block", "mark", "warn"]  # what follows when a load fails a check
 Share = Annotated[float, Field(ge=0, le=1)]
+
+CADENCE_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "year": 366}
 
 
 def _slug(text: str) -> str:
@@ -45,17 +57,62 @@ class Source(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str
+    max_vanished: Share = 0.05  # of what was held, that a complete payload may lack
+    cadence_days: Annotated[float, Field(gt=0)] | None = None  # between two times that something new becomes known
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
 
+class Limit(Section):
+    """How far a check lets it go: `jump = 10`, or `jump = { limit = 10, action = "block" }`."""
+
+    limit: Annotated[float, Field(ge=0)]
+    action: Action = "mark"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping) else {"limit": given}
+
+
+class Parts(Section):
+    """Series that sum to the one that names them, within `tolerance` in its unit."""
+
+    series: Annotated[tuple[str, ...], Field(min_length=1)]
+    tolerance: Annotated[float, Field(ge=0)]
+    action: Action = "mark"
+
+
+class Check(Section):
+    """A rule in SQL over `latest (series, valid_time, known_from, value)`: the rows that it returns offend."""
+
+    name: str
+    sql: str
+    action: Action = "mark"
+
+
 class Series(Section):
+    """`range` and `allowed` hold for each cell; the others for what a load makes known."""
+
     source: str
     frequency: Frequency
     unit: str
     release_lag_days: int
+    range: tuple[FiniteFloat, FiniteFloat] | None = None
+    allowed: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)] | None = None
+    jump: Limit | None = None  # a change between neighbours, in multiples of the usual one
+    flat: Limit | None = None  # so many newest values alike
+    shift: Limit | None = None  # what a load usually revises its cells by, in multiples of the usual change
+    max_missing: Limit | None = None  # share of the periods that have no value
+    parts: Parts | None = None
+
+    @model_validator(mode="after")
+    def _range_holds_something(self) -> "Series":
+        if self.range and self.range[0] > self.range[1]:
+            raise ValueError(f"range: {self.range[0]:g} is above {self.range[1]:g}")
+        return self
 
 
 class Target(Section):
@@ -111,6 +168,7 @@ class Contract(Section):
     image: Image
     source: dict[str, Source]
     series: dict[str, Series]
+    check: tuple[Check, ...] = ()
     target: Target
     feature: Annotated[tuple[Feature, ...], Field(min_length=1)]
     train: Train
@@ -122,29 +180,38 @@ class Contract(Section):
     def _names_exist(self) -> "Contract":
         for name, series in self.series.items():
             _known(series.source, self.source, f"series.{name}.source")
+            for part in series.parts.series if series.parts else ():
+                _known(part, self.series, f"series.{name}.parts.series")
         _known(self.target.series, self.series, "target.series")
         for number, feature in enumerate(self.feature, 1):
             _known(feature.series, self.series, f"feature {number}: series")
+        if twice := _twice([check.name for check in self.check]):
+            raise ValueError(f"check: a name stands there twice: {twice}")
         names = [name for feature in self.feature for name in feature.names]
         if len(set(self.target.horizons)) < len(self.target.horizons):
             raise ValueError("target.horizons: a horizon stands there twice")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"feature: declared twice: {', '.join(twice)}")
+        if twice := _twice(names):
+            raise ValueError(f"feature: declared twice: {twice}")
         return self
 
     def of_source(self, source: str) -> dict[str, Series]:
         return {name: series for name, series in self.series.items() if series.source == source}
 
+    def cadence_days(self, source: str) -> float:
+        """As declared, or the period of its finest series."""
+        periods = [CADENCE_DAYS[series.frequency] for series in self.of_source(source).values()]
+        return self.source[source].cadence_days or min(periods, default=366)
+
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def validate(model: type[M], data: Mapping[str, Any], where: str) -> M:
-    """`data` as `model`; raises UsageError that lists every mistake with the nearest known key."""
+def validate(model: type[M], data: Mapping[str, Any], where: str, also: Iterable[str] = ()) -> M:
+    """`data` as `model`; raises UsageError that lists every mistake with the nearest known key, `also` among them."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        mistakes = [f"  {_mistake(model, problem)}" for problem in error.errors()]
+        mistakes = [f"  {_mistake(model, problem, list(also))}" for problem in error.errors()]
         raise UsageError("\n".join([f"{where} is not valid:", *mistakes])) from None
 
 
@@ -170,12 +237,18 @@ def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _mistake(model: type[BaseModel], problem: Any) -> str:
+def _twice(names: list[str]) -> str:
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))
+
+
+def _mistake(model: type[BaseModel], problem: Any, also: list[str]) -> str:
     place = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        known = _fields(model, place[:-1])
+        known = _fields(model, place[:-1]) + also
         return f"{'.'.join(place)}: unknown key{nearest(place[-1], known)} (known: {', '.join(known)})"
     given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {problem['input']!r})"
+    if problem["type"] == "literal_error":
+        given += nearest(str(problem["input"]), re.findall("'(.*?)'", problem["ctx"]["expected"]))
     prefix = f"{'.'.join(place)}: " if place else ""
     return f"{prefix}{problem['msg'].removeprefix('Value error, ')}{given}"
 

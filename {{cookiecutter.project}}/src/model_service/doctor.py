@@ -1,44 +1,55 @@
-"""Does what we hold still fit together: ledger and rows, registry and what is built, and is it fresh."""
+"""Does what we hold still fit together: ledger and rows, checks, registry and what is built; and is it fresh."""
 
 from datetime import datetime
 from typing import Any
 
 import psycopg
 
-from model_service import artifact, registry, settings
+from model_service import artifact, freshness, registry, settings
 from model_service.contract import Contract
-from model_service.store import read
+from model_service.loader import checks
 
+Connection = psycopg.Connection[Any]
 Finding = dict[str, str]
+MANY_CHUNKS = 80
 
 
-def examine(contract: Contract, connection: psycopg.Connection[Any], now: datetime) -> list[Finding]:
+def examine(contract: Contract, connection: Connection, now: datetime) -> list[Finding]:
     """One finding a check; state is `ok`, `look` (a person should) or `BAD` (something is broken)."""
-    return [_ledger(connection), _left_over(connection), _fresh(contract, connection, now), _champion(connection)]
+    return [
+        _ledger(connection),
+        _left_over(connection),
+        _refused(connection),
+        _quarantine(connection),
+        *_checks(contract, connection),
+        *_fresh(contract, connection, now),
+        *_chunks(connection),
+        _champion(connection),
+    ]
 
 
 def _finding(check: str, state: str, says: str) -> Finding:
     return {"check": check, "state": state, "says": says}
 
 
-def _ledger(connection: psycopg.Connection[Any]) -> Finding:
+def _ledger(connection: Connection) -> Finding:
     wrong = connection.execute(
         """
-        SELECT coalesce(l.load_id, o.load_id) FROM load l
+        SELECT coalesce(l.load_id, o.load_id) FROM (SELECT * FROM load WHERE status <> 'blocked') l
         FULL JOIN (SELECT load_id, count(*) AS rows FROM observation GROUP BY load_id) o USING (load_id)
-        WHERE l.load_id IS NULL OR l.new + l.changed + l.deleted <> coalesce(o.rows, 0) ORDER BY 1
+        WHERE l.load_id IS NULL OR l.new + l.changed + l.deleted + l.vanished <> coalesce(o.rows, 0) ORDER BY 1
         """
     ).fetchall()
     if wrong:
         return _finding("ledger", "BAD", f"rows and ledger disagree for load {', '.join(str(row[0]) for row in wrong)}")
     counted = connection.execute(
-        "SELECT count(*), coalesce(sum(new + changed), 0), coalesce(sum(quarantined), 0) FROM load"
+        "SELECT count(*), coalesce(sum(new + changed + deleted + vanished), 0) FROM load WHERE status <> 'blocked'"
     ).fetchone()
-    loads, rows, bad = counted or (0, 0, 0)
-    return _finding("ledger", "ok", f"{loads} loads account for {rows:,} rows; {bad:,} cells in quarantine")
+    loads, rows = counted or (0, 0)
+    return _finding("ledger", "ok", f"{loads} loads account for {rows:,} rows")
 
 
-def _left_over(connection: psycopg.Connection[Any]) -> Finding:
+def _left_over(connection: Connection) -> Finding:
     rows = connection.execute(
         "SELECT dataset, runner, coalesce(detail, 'died, or still running') FROM ("
         "SELECT DISTINCT ON (dataset) * FROM attempt ORDER BY dataset, attempt_id DESC) last"
@@ -51,18 +62,61 @@ def _left_over(connection: psycopg.Connection[Any]) -> Finding:
     return _finding("attempts", "ok", "the last run of each loader ended well")
 
 
-def _fresh(contract: Contract, connection: psycopg.Connection[Any], now: datetime) -> Finding:
-    newest = read.newest_known_from(connection)
-    if newest is None:
-        return _finding("freshness", "look", "nothing has been loaded yet: run `load`")
-    days, limit = (now - newest).days, contract.alerts.data_late_days
-    state = "ok" if days <= limit else "look"
-    return _finding(
-        "freshness", state, f"the newest value became known {days} days ago (alerts.data_late_days = {limit:g})"
+def _refused(connection: Connection) -> Finding:
+    """The last that was made of each file counts: one that was mended and loaded is no finding."""
+    rows = connection.execute(
+        "SELECT load_id, status, request->>'file' FROM (SELECT DISTINCT ON (dataset, request->>'file') * FROM load"
+        " WHERE kind <> 'late' ORDER BY dataset, request->>'file', load_id DESC) last"
+        " WHERE status <> 'committed' ORDER BY 1"
+    ).fetchall()
+    if rows:
+        says = "; ".join(f"load {number} of {file} was {status}" for number, status, file in rows)
+        return _finding("loads", "look", f"{says}: see `load show`")
+    return _finding("loads", "ok", "none was blocked or marked")
+
+
+def _quarantine(connection: Connection) -> Finding:
+    waiting = freshness.quarantined(connection)
+    says = ", ".join(f"{count:,} by rule {rule}" for rule, count in waiting.items())
+    if waiting:
+        return _finding("quarantine", "look", f"waiting: {says}; see `quarantine list`")
+    return _finding("quarantine", "ok", "nothing waits in it")
+
+
+def _checks(contract: Contract, connection: Connection) -> list[Finding]:
+    """Every check of service.toml on what is in force now; one that would block a load is broken."""
+    results = checks.judge(connection, contract, contract.series)
+    failed = [
+        _finding("checks", "BAD" if one.action == "block" else "look", f"{one.rule} of {one.subject}: {one.detail}")
+        for one in results
+        if not one.ok
+    ]
+    return failed or [_finding("checks", "ok", f"{len(results)} hold on what is in force now")]
+
+
+def _fresh(contract: Contract, connection: Connection, now: datetime) -> list[Finding]:
+    every = [freshness.of(connection, contract, dataset, now) for dataset in contract.source]
+    return [_finding("freshness", "ok" if one.ok else "look", f"{one.dataset}: {one.says}") for one in every]
+
+
+def _chunks(connection: Connection) -> list[Finding]:
+    """Every chunk costs every read, and the interval is chosen once; plain PostgreSQL has none."""
+    if not connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone():
+        return []
+    count, length = connection.execute(
+        "SELECT count(*), max(range_end - range_start) FROM timescaledb_information.chunks"
+        " WHERE hypertable_name = 'observation'"
+    ).fetchone() or (0, None)
+    if count < MANY_CHUNKS:
+        return [_finding("chunks", "ok", f"{count} of at most 100")]
+    says = (
+        f"{count} of at most 100, of {length}: as owner, SELECT set_chunk_time_interval('observation', INTERVAL '...')"
+        " makes those to come longer; those there are go by copying the table into one with that interval"
     )
+    return [_finding("chunks", "look", says)]
 
 
-def _champion(connection: psycopg.Connection[Any]) -> Finding:
+def _champion(connection: Connection) -> Finding:
     champion = registry.champion(connection)
     if champion is None:
         return _finding("champion", "look", "no model is registered: run `train`")

@@ -5,7 +5,7 @@ before it, the oldest vintage masked by the declared release lag (pseudo-real-ti
 known at the origin, so a series that is published later simply reaches less far (ragged edge).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_service import periods
-from model_service.contract import Contract, Feature, Frequency
+from model_service.contract import Contract, Feature, Series
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -21,6 +21,7 @@ Flags = npt.NDArray[np.bool_]
 Snapshot = tuple[int, Floats]
 Rows = Mapping[str, list[tuple[int, int, float | None]]]
 EPOCH = date(1970, 1, 1)
+DAY = 86_400_000_000
 
 
 def microseconds(moment: datetime) -> int:
@@ -38,6 +39,11 @@ def day(number: int) -> date:
     return EPOCH + timedelta(days=number)
 
 
+def midnight(of: date) -> int:
+    """Microseconds since 1970 of the day's first instant, UTC."""
+    return (of - EPOCH).days * DAY
+
+
 @dataclass(frozen=True)
 class History:
     """One series with all its vintages, in the order (period, known); n rows.
@@ -46,7 +52,6 @@ class History:
     the declared lag alone. value: NaN where missing or deleted.
     """
 
-    frequency: Frequency
     period: Integers
     known: Integers
     released: Integers
@@ -82,26 +87,23 @@ class History:
         return first, values
 
 
-def history(frequency: Frequency, lag_days: int, rows: Iterable[tuple[int, int, float | None]]) -> History:
+def history(series: Series, rows: list[tuple[int, int, float | None]]) -> History:
     """From rows (day of valid_time, microseconds of known_from, value) in the order of `store.read.vintages`."""
-    table = [(valid, known, np.nan if value is None else value) for valid, known, value in rows]
-    days = np.array([row[0] for row in table], dtype=np.int64)
-    unique, inverse = np.unique(days, return_inverse=True)
-    ordinals = [periods.ordinal(frequency, day(int(number))) for number in unique]
-    ends = [(periods.end(frequency, one) - EPOCH).days + lag_days for one in ordinals]
+    days, known, values = zip(*rows, strict=True) if rows else ((), (), ())
+    unique, inverse = np.unique(np.array(days, dtype=np.int64), return_inverse=True)
+    ordinals = [periods.ordinal(series.frequency, day(int(number))) for number in unique]
+    ends = [midnight(periods.end(series.frequency, one)) + series.release_lag_days * DAY for one in ordinals]
     return History(
-        frequency,
         np.array(ordinals, dtype=np.int64)[inverse],
-        np.array([row[1] for row in table], dtype=np.int64),
-        np.array(ends, dtype=np.int64)[inverse] * 86_400_000_000,
-        np.array([row[2] for row in table], dtype=np.float64),
+        np.array(known, dtype=np.int64),
+        np.array(ends, dtype=np.int64)[inverse],
+        np.array(values, dtype=np.float64),  # None becomes NaN
     )
 
 
 def histories(contract: Contract, rows: Rows) -> dict[str, History]:
     """The series that the contract's target and features need, from rows of `store.read.vintages`."""
-    declared = {name: contract.series[name] for name in series_needed(contract)}
-    return {name: history(one.frequency, one.release_lag_days, rows[name]) for name, one in declared.items()}
+    return {name: history(contract.series[name], rows[name]) for name in series_needed(contract)}
 
 
 def series_needed(contract: Contract) -> list[str]:
@@ -125,7 +127,7 @@ def feature_names(contract: Contract) -> list[str]:
 
 def row(contract: Contract, known: Mapping[str, Snapshot]) -> Floats:
     """The inputs, float64 [F], from the snapshots of one origin; NaN where too little was known."""
-    values = {anchor(contract): _tail(known[contract.target.series][1], 0)}
+    values = {anchor(contract): nth_last(known[contract.target.series][1], 0)}
     for feature in contract.feature:
         values |= zip(feature.names, _lags(feature, known[feature.series][1]), strict=True)
     return np.array([values[name] for name in inputs(contract)])
@@ -142,8 +144,17 @@ def change(transform: str, value: Floats, base: Floats) -> Floats:
     return np.where(np.isfinite(grown), grown, np.nan)
 
 
-def _tail(values: Floats, lag: int) -> float:
-    return float(values[-1 - lag]) if values.size > lag else float("nan")
+def undo(transform: str, changed: Floats, base: Floats) -> Floats:
+    """The value, from what is modelled and the value it starts from: the inverse of `change`."""
+    if transform == "level":
+        return changed
+    made: Floats = base + changed if transform == "difference" else base * np.exp(changed)
+    return made
+
+
+def nth_last(values: Floats, number: int) -> float:
+    """The last value for 0, the one before it for 1, and so on; NaN where there are too few."""
+    return float(values[-1 - number]) if values.size > number else float("nan")
 
 
 def _lags(feature: Feature, values: Floats) -> list[float]:
@@ -154,4 +165,4 @@ def _lags(feature: Feature, values: Floats) -> list[float]:
         transformed = windows[:, -1] - windows.mean(axis=1)
     else:
         transformed = change(feature.transform, tail[feature.span :], tail[: -feature.span])
-    return [_tail(transformed, lag) for lag in feature.lags]
+    return [nth_last(transformed, lag) for lag in feature.lags]

@@ -1,15 +1,14 @@
 """The answer of /v1/forecast, made the same way by the service, the command line and the run after a load."""
 
 import contextlib
-import tempfile
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 
-from model_service import artifact, features, periods, registry
+from model_service import features, periods, registry
 from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
@@ -32,14 +31,23 @@ class UnknownHorizon(ServiceError):
     """The model was not trained for that horizon."""
 
     def __init__(self, asked: list[int], trained: list[int]) -> None:
-        self.trained = trained
-        super().__init__(
-            f"horizon {', '.join(map(str, asked))} was not trained; trained: {', '.join(map(str, trained))}"
-        )
+        self.detail = f"not trained for {asked}; trained: {trained}"
+        super().__init__(f"horizon: {self.detail}")
 
 
 class InputsMissing(ServiceError):
     """The store holds too little of some input's series at the as-of time."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Rows of the vintages, the model's inputs [F] made of them, the target's last known period, and the newest
+    knowledge among them."""
+
+    rows: features.Rows
+    row: Floats
+    last: int
+    until: datetime
 
 
 def stamp(moment: datetime) -> str:
@@ -72,53 +80,52 @@ def answer(
     Raises UnknownHorizon, NoDataYet, InputsMissing, read.UnknownDataVersion, psycopg.OperationalError.
     """
     _check_fit(contract, model)
-    wanted = _wanted(model, horizons)
+    wanted = trained(model, horizons)
     at = known_at or datetime.now(UTC)
     version = read.data_version(connection, data_version)
-    row, last, known_until = known_inputs(contract, connection, at, version)
-    if missing := [name for name, value in zip(features.inputs(contract), row, strict=True) if np.isnan(value)]:
-        raise InputsMissing(
-            f"too little is held at {stamp(at)} for {', '.join(missing)}: load more of the series' past"
-        )
-    made = model.predict(row[None, :])[0]
-    if not np.isfinite(made).all():
+    known = known_inputs(contract, connection, at, version)
+    complete(contract, known.row, f"at {stamp(at)}")
+    made = dict(zip(model.horizons, model.predict(known.row[None, :])[0].tolist(), strict=True))
+    if not np.isfinite(list(made.values())).all():
         raise InputsMissing(
             f"the inputs at {stamp(at)} give no finite forecast: look at the newest values of the series"
         )
+    intervals = model.card["intervals"]
     return {
-        **head(contract, at, version.version, known_until),
+        **head(contract, {"known_at": stamp(at), "data_version": version.version}, stamp(known.until)),
         "model": _model(model),
         "hindsight": _hindsight(model, at),
-        "forecasts": [
-            _forecast(contract, model.card["intervals"], horizon, last, float(made[model.horizons.index(horizon)]))
-            for horizon in wanted
-        ],
+        "forecasts": [_forecast(contract, intervals, horizon, known.last, made[horizon]) for horizon in wanted],
         "degraded": None,
     }
 
 
-def known_inputs(
-    contract: Contract, connection: Connection, at: datetime, version: read.DataVersion
-) -> tuple[Floats, int, datetime]:
-    """The model's inputs [F], the ordinal of the target's last known period, and the newest knowledge among them."""
+def known_inputs(contract: Contract, connection: Connection, at: datetime, version: read.DataVersion) -> Known:
+    """What was known at `at`, read once; raises NoDataYet where nothing was of some series."""
     rows = read.vintages(connection, features.series_needed(contract), at, version.loads)
     held = features.histories(contract, rows)
-    origin = features.microseconds(at)
-    known = {name: one.at(origin) for name, one in held.items()}
+    known = {name: one.at(features.microseconds(at)) for name, one in held.items()}
     if not all(values.size for _, values in known.values()):
         raise NoDataYet(at, read.first_usable(connection, list(held), version.loads))
     first, values = known[contract.target.series]
     newest = max(int(one.known.max()) for one in held.values())
-    return features.row(contract, known), first + values.size - 1, features.moment(newest)
+    return Known(rows, features.row(contract, known), first + values.size - 1, features.moment(newest))
 
 
-def head(contract: Contract, at: datetime, version: str, known_until: datetime) -> dict[str, Any]:
+def complete(contract: Contract, row: Floats, when: str) -> None:
+    """Raises InputsMissing that names the inputs of which too little is held."""
+    if missing := [name for name, value in zip(features.inputs(contract), row, strict=True) if np.isnan(value)]:
+        raise InputsMissing(f"too little is held {when} for {', '.join(missing)}: load more of the series' past")
+
+
+def head(contract: Contract, as_of: dict[str, str], known_until: str) -> dict[str, Any]:
+    """What every answer begins with; `as_of` holds both clocks."""
     return {
         "service": contract.service.name,
         "target": contract.target.series,
         "unit": contract.series[contract.target.series].unit,
-        "as_of": {"known_at": stamp(at), "data_version": version},
-        "inputs_known_until": stamp(known_until),
+        "as_of": as_of,
+        "inputs_known_until": known_until,
     }
 
 
@@ -139,18 +146,14 @@ def held_answer(
     }
 
 
-def degraded(
-    model: Model, held: dict[str, Any], horizons: list[int] | None, reason: str, source: str
-) -> dict[str, Any]:
+def degraded(model: Model, held: dict[str, Any], reason: str, source: str) -> dict[str, Any]:
     """An answer from what is held: an earlier body or `model.held`; `source` is `last_forecast` or `baseline`."""
-    wanted = _wanted(model, horizons)
-    forecasts = model.held["baseline"] if source == "baseline" else held["forecasts"]
     kept = model.held if source == "baseline" else held
     return {
         **{name: kept[name] for name in ("service", "target", "unit", "as_of", "inputs_known_until")},
         "model": _model(model),
         "hindsight": _hindsight(model, datetime.fromisoformat(kept["as_of"]["known_at"])),
-        "forecasts": [one for one in forecasts if one["horizon"] in wanted],
+        "forecasts": kept["baseline" if source == "baseline" else "forecasts"],
         "degraded": {"reason": reason, "source": source},
     }
 
@@ -162,29 +165,28 @@ def _hindsight(model: Model, at: datetime) -> bool:
 
 def _check_fit(contract: Contract, model: Model) -> None:
     """Raises ServiceError when service.toml was changed since the model was trained: inputs would mean other things."""
-    declared = {
-        "target": contract.target.series,
-        "transform": contract.target.transform,
-        "inputs": features.inputs(contract),
+    target, made_for = contract.target, model.card["target"]
+    changed = {
+        "target": target.series != made_for["series"],
+        "transform": target.transform != made_for["transform"],
+        "inputs": features.inputs(contract) != model.inputs,
     }
-    target = model.card["target"]
-    trained = {"target": target["series"], "transform": target["transform"], "inputs": model.inputs}
-    if changed := [name for name in declared if declared[name] != trained[name]]:
+    if any(changed.values()):
         raise ServiceError(
-            f"service.toml no longer fits model {model.version}: {', '.join(changed)} changed since it was trained;"
-            " run `train`, or restore service.toml"
+            f"service.toml no longer fits model {model.version}: {', '.join(name for name in changed if changed[name])}"
+            " changed since it was trained; run `train`, or restore service.toml"
         )
 
 
-def _wanted(model: Model, horizons: list[int] | None) -> list[int]:
+def trained(model: Model, horizons: list[int] | None) -> list[int]:
+    """The horizons that are asked for, each once; all of the model's for None. Raises UnknownHorizon."""
     if unknown := [horizon for horizon in horizons or [] if horizon not in model.horizons]:
         raise UnknownHorizon(unknown, model.horizons)
     return list(dict.fromkeys(horizons or model.horizons))
 
 
 def _model(model: Model) -> dict[str, Any]:
-    trained = model.card["trained_as_of"]["known_at"]
-    return {"version": model.version, "digest": model.digest, "trained_as_of": trained}
+    return model.name | {"trained_as_of": model.card["trained_as_of"]["known_at"]}
 
 
 def _forecast(
@@ -219,9 +221,7 @@ def by_champion(
 
 def loaded(found: registry.Registered) -> Model:
     """A registered model, ready to answer."""
-    with tempfile.TemporaryDirectory() as folder:
-        artifact.write(Path(folder), found.files, str(found.version))
-        return artifact.load(Path(folder))
+    return Model(found.files, str(found.version))
 
 
 def table(body: dict[str, Any]) -> str:

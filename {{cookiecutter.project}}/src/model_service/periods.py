@@ -9,10 +9,12 @@ Dates are written with strptime's directives, and %q for the quarter (2016-Q2 is
 
 import re
 from contextlib import suppress
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 
 FREQUENCIES = ("day", "week", "month", "quarter", "year")  # from fine to coarse
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SEASON = {"day": 7, "week": 52, "month": 12, "quarter": 4, "year": 1}
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
@@ -80,6 +82,17 @@ def grain(format: str) -> str:
     if used & set("VUW"):
         return "day" if used & set("uwaA") else "week"
     return "month" if used & set("mbB") else "quarter" if "q" in used else "year"
+
+
+@lru_cache(maxsize=65_536)
+def microseconds(instant: datetime) -> int:
+    """Since 1970, of an aware datetime."""
+    return (instant - EPOCH) // timedelta(microseconds=1)
+
+
+def instant(microseconds: int) -> datetime:
+    """The aware datetime, UTC, of microseconds since 1970."""
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 @lru_cache(maxsize=4096)

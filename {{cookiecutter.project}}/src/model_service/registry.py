@@ -1,8 +1,6 @@
 """Models and their life, as rows: what was registered, and every promotion with who, when, from, to, why."""
 
-import getpass
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,9 @@ from typing import Any
 import psycopg
 
 from model_service import artifact
+from model_service.digests import of_code
 from model_service.errors import ServiceError, UsageError
+from model_service.settings import who
 
 Connection = psycopg.Connection[Any]
 
@@ -79,7 +79,7 @@ def promote(connection: Connection, version: int, action: str, reason: str) -> b
             return False
         connection.execute(
             "INSERT INTO promotion (version, previous, action, who, reason) VALUES (%s, %s, %s, %s, %s)",
-            [version, now.version if now else None, action, _who(), reason],
+            [version, now.version if now else None, action, who(), reason],
         )
     return True
 
@@ -110,15 +110,8 @@ def record(connection: Connection, body: dict[str, Any]) -> None:
     """Appends an answer of `forecasting.answer` to `forecast`."""
     for one in body["forecasts"]:
         connection.execute(
-            "INSERT INTO forecast (model_digest, known_at, data_version, series, horizon, valid_time, value, intervals)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            "INSERT INTO forecast (model_digest, known_at, data_version, series, horizon, valid_time, value, intervals,"
+            " code_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [body["model"]["digest"], body["as_of"]["known_at"], body["as_of"]["data_version"], body["target"],
-             one["horizon"], one["valid_time"], one["value"], json.dumps(one["intervals"])],
+             one["horizon"], one["valid_time"], one["value"], json.dumps(one["intervals"]), of_code()],
         )  # fmt: skip
-
-
-def _who() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"

@@ -1,5 +1,6 @@
 """What comes from the environment, and where the project's files are."""
 
+import getpass
 import os
 from pathlib import Path
 
@@ -44,3 +45,11 @@ def model_folder() -> Path:
         return Path(given)
     beside = root() / "model"
     return beside if beside.is_dir() else root() / "build" / "model"
+
+
+def who() -> str:
+    """The person or process that acts, for rows that say who did it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

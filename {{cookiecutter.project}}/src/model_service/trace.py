@@ -1,18 +1,15 @@
 """From any answer back to the provider's bytes: model, data version, loads, kept files, and the rows that were used."""
 
-import contextlib
-import hashlib
 import json
 import math
 import sys
-import zlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from model_service import forecasting, registry
+from model_service import features, forecasting, lineage, registry
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 
@@ -44,8 +41,10 @@ def walk(contract: Contract, connection: Connection, answer: dict[str, Any]) -> 
         "SELECT loads FROM data_version WHERE version = %s", [clocks["data_version"]]
     ).fetchone()
     loads = version[0] if version else {}
-    rows = _rows(contract, connection, datetime.fromisoformat(clocks["known_at"]), loads)
-    files = _files(connection, sorted({row["load_id"] for row in rows}))
+    names = json.loads(model.files["card.json"])["inputs"] if model else features.inputs(contract)
+    used = lineage.used(connection, lineage.reach(names), datetime.fromisoformat(clocks["known_at"]), loads)
+    rows = [row for row in used if row["value"] is not None]
+    files = lineage.files(connection, sorted({row["load_id"] for row in rows}))
     again = _again(contract, connection, model, answer) if model and version else None
     found = {
         "model": {"digest": answer["model"]["digest"], "version": model.version if model else None,
@@ -88,10 +87,7 @@ def text(steps: dict[str, Any]) -> str:
     lines.append(f"        of which the last loads are {loads}" if loads else "        which is NOT IN THIS STORE")
     if steps["made_again"]:
         lines.append(f"again   made from that model and those clocks: {steps['made_again']}")
-    for one in steps["files"]:
-        state = "kept bytes hold the hash" if one["hash_holds"] else "KEPT BYTES DO NOT HOLD THE HASH"
-        lines.append(f"load    {one['load_id']} {one['committed_at']:%Y-%m-%d %H:%M} {one['file']}")
-        lines.append(f"        sha256:{one['sha256']}, {state}")
+    lines += [line for one in steps["files"] for line in lineage.load_lines(one)]
     for row in steps["rows"]:
         known = f"known from {row['known_from']:%Y-%m-%d}, load {row['load_id']}"
         lines.append(f"row     {row['series']} {row['period']} {row['value']:g}  {known}")
@@ -102,45 +98,3 @@ def _trained(card: dict[str, Any]) -> dict[str, Any]:
     return {
         name: card[name] for name in ("trained_as_of", "loads", "data_hash", "git_commit", "source_hash", "lock_hash")
     }
-
-
-def _rows(
-    contract: Contract, connection: Connection, known_at: datetime, loads: dict[str, int]
-) -> list[dict[str, Any]]:
-    """The rows behind the inputs: of each series the last values known then, as far back as its features reach."""
-    reach = {contract.target.series: 1}
-    for feature in contract.feature:
-        reach[feature.series] = max(reach.get(feature.series, 1), max(feature.lags) + feature.span + 1)
-    found = []
-    for name, count in reach.items():
-        rows = connection.execute(
-            """
-            SELECT * FROM (
-                SELECT DISTINCT ON (o.valid_time) s.name AS series, (o.valid_time AT TIME ZONE 'UTC')::date AS period,
-                       o.value, o.known_from, o.load_id
-                FROM observation o JOIN series s USING (series_id)
-                WHERE s.name = %s AND o.known_from <= %s AND o.load_id <= %s
-                ORDER BY o.valid_time DESC, o.known_from DESC, o.load_id DESC) known
-            WHERE value IS NOT NULL LIMIT %s
-            """,
-            [name, known_at, loads.get(contract.series[name].source, 0), count],
-        )
-        found += [dict(zip([column.name for column in rows.description or []], row, strict=True)) for row in rows]
-    return found
-
-
-def _files(connection: Connection, load_ids: list[int]) -> list[dict[str, Any]]:
-    found = []
-    for load_id, request, sha256, committed_at in connection.execute(
-        "SELECT load_id, request, payload_sha256, committed_at FROM load WHERE load_id = ANY(%s) ORDER BY load_id",
-        [load_ids],
-    ).fetchall():
-        digest = hashlib.sha256()
-        with contextlib.suppress(zlib.error):  # damaged: the hash will not hold
-            for (block,) in connection.execute(
-                "SELECT bytes FROM raw_object WHERE sha256 = %s ORDER BY part", [sha256]
-            ):
-                digest.update(zlib.decompress(block))
-        found.append({"load_id": load_id, "file": request["file"], "sha256": sha256, "committed_at": committed_at,
-                      "hash_holds": digest.hexdigest() == sha256})  # fmt: skip
-    return found

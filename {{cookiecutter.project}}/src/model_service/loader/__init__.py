@@ -1,13 +1,20 @@
 """From a provider's bytes to rows; here, what a source hands over: payloads, and what was read from them."""
 
 from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from model_service.errors import ServiceError
+import numpy as np
 
+from model_service.errors import ServiceError
+from model_service.periods import microseconds
+from model_service.store.observations import CELLS, Cells
+
+VALUE, MISSING, DELETED = 0, 1, 2  # states of an observation
+_BATCH = 65_536  # cells; a few MB at a time
 _PAGE = 64  # periods in a page of `Seen`
 
 
@@ -16,37 +23,84 @@ class SourceError(ServiceError):
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Which part of a source is asked for, by the days that its values became known on; both ends included."""
+
+    first: date | None = None
+    last: date | None = None
+
+    def holds(self, known_from: datetime) -> bool:
+        day = known_from.date()
+        return (self.first or day) <= day <= (self.last or day)
+
+
+ALWAYS = Window()
+
+
+@dataclass(frozen=True, slots=True)
 class Payload:
     """Bytes as they came: `name` says where from ("/" between its parts), `path` where they lie now.
 
     `vintage` (UTC) is since when the world knew all of it; None: its cells say so, or the time of loading does.
+    `series`: those that it speaks of, () for all that are mapped. `complete`: it holds all there is of them, so what it
+    lacks has vanished.
+    `mark`: how it looks from outside (size and time, ETag); what looks as it did last time is not read again.
     """
 
     name: str
     path: Path
     media_type: str
     vintage: datetime | None
+    series: tuple[str, ...] = ()
+    complete: bool = False
+    mark: str = ""
 
 
 class Cell(NamedTuple):
-    """One good value. `valid_time` is the first instant of the period, `known_from` None the time of loading; UTC."""
+    """One good cell. `valid_time` is the first instant of the period, `known_from` None the time of loading; UTC.
+
+    `value` is NaN where `state` is MISSING or DELETED (the provider says so: it is a cell, not a gap).
+    """
 
     series: str
     valid_time: datetime
     known_from: datetime | None
     value: float
     line: int
+    state: int = VALUE
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One cell, or one line that cannot be split, for quarantine; `raw` holds no NUL, which PostgreSQL refuses."""
+    """One cell, or one line that cannot be split, for quarantine; `valid_time` where the period could be read."""
 
     series: str | None
     line: int
     raw: str
     rule: str
     detail: str
+    valid_time: datetime | None = None
+
+
+def batches(
+    records: Iterable[Cell | Reject], ids: Mapping[str, int], observed_at: datetime
+) -> Iterator[tuple[Cells, list[Reject]]]:
+    """The records by column, in their order; `observed_at` dates the cells that no vintage does."""
+    default = microseconds(observed_at)
+    rows: list[tuple[int, int, int, int, float, int]] = []
+    rejects: list[Reject] = []
+    for record in records:
+        if isinstance(record, Cell):
+            series, valid_time, known_from, value, line, state = record
+            known = default if known_from is None else microseconds(known_from)
+            rows.append((line, ids[series], microseconds(valid_time), known, value, state))
+        else:
+            rejects.append(record)
+        if len(rows) >= _BATCH or len(rejects) >= _BATCH:
+            yield np.array(rows, CELLS), rejects
+            rows, rejects = [], []
+    if rows or rejects:
+        yield np.array(rows, CELLS), rejects
 
 
 class Seen:

@@ -1,66 +1,265 @@
 """One run over the sources of `service.toml`: claim, fetch, keep the bytes, parse, commit; one load per payload."""
 
-import hashlib
-import json
 import os
 import socket
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from model_service.contract import Contract, nearest, validate
-from model_service.errors import UsageError
-from model_service.loader import Cell, Payload, Reject, source
-from model_service.store import ledger
+from model_service import digests, freshness
+from model_service.contract import Contract, Series, Source, nearest, validate
+from model_service.errors import Blocked, ServiceError, UsageError
+from model_service.loader import ALWAYS, Cell, Payload, Reject, Window, batches, checks, kept, source
+from model_service.periods import instant
+from model_service.settings import who
+from model_service.store import ledger, quarantine, raw
 from model_service.store.connection import connect
+from model_service.store.observations import Batches, Landing, series_ids
 
-PART_BYTES = 8_000_000
 Connection = psycopg.Connection[Any]
+Result = dict[str, Any]
+Say = Callable[[str], None]
 
 
-def load(contract: Contract, url: str, root: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Loads every source; returns one record per payload: dataset, file, outcome, counts.
+def load(
+    contract: Contract, url: str, root: Path, say: Say, dry: bool = False, window: Window = ALWAYS
+) -> list[Result]:
+    """Loads every source, or its part in `window`; returns one record per payload: dataset, file, outcome, counts.
 
-    Outcome is `loaded`, `nothing new` (these bytes are committed) or `held` (another copy is at it).
-    Raises UsageError for options that this loader does not know, SourceError for what cannot be fetched or split.
+    Outcome is `loaded`, `nothing new` (these bytes are committed), `blocked` by a check, or `held` (another copy is at
+    it). `dry` says what a load would do and does nothing. Raises UsageError for options that this loader does not know,
+    SourceError for what cannot be fetched or split.
     """
-    runner = f"{socket.gethostname()}:{os.getpid()}"
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     for dataset in contract.source:
         options = _options(contract, dataset)
-        with connect(url, "loader") as connection, claim(connection, dataset) as holder:
+        with connect(url, "loader") as connection, ledger.claim(connection, dataset) as holder:
             if holder:
                 say(f"{dataset}: {holder} is at it; nothing to do here")
                 results.append({"dataset": dataset, "outcome": "held", "by": holder})
-            else:
-                results += _attempt(connection, contract, dataset, options, root, runner, say)
+                continue
+            run = Run(connection, contract, dataset, options, say, dry)
+            with run.attempt() as ended:
+                done = [run.payload(payload) for payload in source.fetch(options, root, window)]
+                outcomes = {result["outcome"] for result in done}
+                ended["detail"] = f"{len(done)} payloads"
+                ended["outcome"] = (
+                    "blocked" if "blocked" in outcomes else "done" if "loaded" in outcomes else "nothing new"
+                )
+            fresh = freshness.of(connection, contract, dataset, datetime.now(UTC))
+            if any(fresh.states.values()):
+                say(f"{dataset}: {fresh.says}")
+            results += [result | {"stale": fresh.states} for result in done]
+            if "loaded" in outcomes:
+                renew(connection, say)
     return results
 
 
-@contextmanager
-def claim(connection: Connection, dataset: str) -> Iterator[str | None]:
-    """Claims the dataset for this connection: yields None, or who holds it when another copy is at it."""
-    key = [f"dataset:{dataset}"]
-    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key).fetchone()
-    if row and row[0]:
-        try:
-            yield None
-        finally:
-            if not connection.closed:
-                connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
-        return
-    holder = connection.execute(
-        "SELECT runner || ' since ' || started_at FROM attempt WHERE dataset = %s AND finished_at IS NULL"
-        " ORDER BY attempt_id DESC LIMIT 1",
-        [dataset],
-    ).fetchone()
-    yield holder[0] if holder else "another copy"
+def again(contract: Contract, url: str, load_id: int, kind: str, reason: str, say: Say) -> Result:
+    """Reads the kept bytes of a load once more under today's service.toml, as a load of its own.
+
+    `correction` takes the place of what that load brought; `retry` brings what it had to put in quarantine.
+    Raises UsageError: no such load; Blocked: a check refuses; ServiceError: another copy is at it.
+    """
+    with connect(url, "loader") as connection:
+        found = ledger.first_hand(connection, load_id)
+        dataset = found["dataset"]
+        if dataset not in contract.source:
+            raise UsageError(f"load {load_id} is of {dataset!r}, which service.toml no longer names")
+        with ledger.claim(connection, dataset) as holder:
+            if holder:
+                raise ServiceError(f"{dataset}: {holder} is at it; try again when it is done")
+            run = Run(connection, contract, dataset, _options(contract, dataset), say)
+            with run.attempt() as ended:
+                result = run.again(found, kind, reason)
+                ended |= {"outcome": "done" if result["outcome"] == "loaded" else result["outcome"],
+                          "detail": f"{kind} of load {load_id}"}  # fmt: skip
+            renew(connection, say)
+    if result["outcome"] == "blocked":
+        raise Blocked(f"a check refuses the {kind} of load {load_id}: see `load show {result['load_id']}`")
+    return result
+
+
+@dataclass
+class Run:
+    """A claimed dataset and what its payloads are read by. `head` is where its watermark was seen last."""
+
+    connection: Connection
+    contract: Contract
+    dataset: str
+    options: source.Options
+    say: Say
+    dry: bool = False
+    series: dict[str, Series] = field(init=False)
+    rules: dict[str, Any] = field(init=False)
+    rules_hash: str = field(init=False)
+    head: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.series = self.contract.of_source(self.dataset)
+        self.rules = {
+            "options": self.options.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            "series": {name: checks.rules_of(one) for name, one in self.series.items()},
+        }
+        elsewhere = {"path"}  # where the bytes come from does not change what they say
+        read_by = {name: value for name, value in self.rules["options"].items() if name not in elsewhere}
+        self.rules_hash = digests.of_json([self.rules | {"options": read_by}, source.PARSER_VERSION])
+        self.head = ledger.head(self.connection, self.dataset)
+
+    @contextmanager
+    def attempt(self) -> Iterator[dict[str, str]]:
+        if self.dry:
+            yield {}
+        else:
+            with ledger.attempt(self.connection, self.dataset, f"{socket.gethostname()}:{os.getpid()}") as ended:
+                yield ended
+
+    def payload(self, payload: Payload) -> Result:
+        """Loads one payload, unless it looks as it did last time, or its bytes are committed under these rules."""
+        result: Result = {"dataset": self.dataset, "file": payload.name}
+        if payload.mark and ledger.unchanged(
+            self.connection, self.dataset, payload.name, payload.mark, self.rules_hash
+        ):
+            self.say(f"{payload.name}: nothing new (it was not changed since)")
+            return result | {"outcome": "nothing new"}
+        started, sha256 = datetime.now(UTC), raw.sha256_of(payload.path)
+        # Without a vintage, bytes that were replaced and come back are news: what is known changes again.
+        turn = 0 if payload.vintage else ledger.turn(self.connection, self.dataset, payload.name, sha256)
+        request = {"file": payload.name, "vintage": payload.vintage.isoformat() if payload.vintage else ""}
+        key = digests.of_json([self.dataset, request, sha256, self.rules_hash, turn])
+        if ledger.committed(self.connection, key):
+            self.say(f"{payload.name}: nothing new")
+            self._remember(payload)
+            return result | {"outcome": "nothing new", "sha256": sha256}
+        if not self.dry:
+            raw.keep(self.connection, payload.path, sha256, payload.media_type)
+        entry = ledger.Entry(
+            dataset=self.dataset, load_key=key, request=request, payload_sha256=sha256, rules=self.rules,
+            rules_hash=self.rules_hash, parser_version=source.PARSER_VERSION, code_version=digests.of_code(),
+            started_at=started,
+            observed_at=started, scope=list(payload.series or self.series), complete=payload.complete,
+        )  # fmt: skip
+        found = self._commit(entry, source.parse(payload, self.options, self.series))
+        if found["outcome"] == "loaded":
+            self._remember(payload)
+        return result | {"sha256": sha256} | found
+
+    def again(self, found: dict[str, Any], kind: str, reason: str) -> Result:
+        """Loads what `found`, a row of the ledger, kept, as a correction or a retry of it."""
+        last, last_rules = ledger.last_reading(self.connection, found["load_id"])
+        taken = quarantine.waiting(self.connection, found["load_id"], kind)
+        wanted = taken if kind == "retry" else None
+        if wanted == {}:
+            self.say(f"{found['request']['file']}: nothing of load {found['load_id']} waits in quarantine")
+            return {"outcome": "nothing new"}
+        if kind == "correction" and last_rules == self.rules_hash:
+            self.say(f"{found['request']['file']}: load {last} read it by these rules: mend service.toml first")
+            return {"outcome": "nothing new"}
+        entry = ledger.Entry(
+            dataset=self.dataset, load_key=digests.of_json([found["load_key"], kind, last, sorted(taken.values())]),
+            request=found["request"], payload_sha256=found["payload_sha256"], rules=self.rules,
+            rules_hash=self.rules_hash, parser_version=source.PARSER_VERSION, code_version=digests.of_code(),
+            started_at=datetime.now(UTC), observed_at=found["observed_at"], scope=found["scope"] or list(self.series),
+            complete=found["complete"] and kind == "correction", kind=kind, origin=found["load_id"], who=who(),
+            reason=reason,
+        )  # fmt: skip
+        with kept.records(self.connection, found, self.options, self.series, wanted) as records:
+            return self._commit(entry, records, taken.values())
+
+    def _commit(self, entry: ledger.Entry, records: Iterator[Cell | Reject], taken: Collection[int] = ()) -> Result:
+        """One transaction: all of the load; or, when a check blocks it, its ledger row and the checks alone."""
+        with self.connection.transaction(force_rollback=self.dry):
+            load_id = ledger.draw(self.connection)
+            with self.connection.transaction() as rows:
+                landing, counts, results = self._land(load_id, entry, records)
+                blocked = any(one.action == "block" and not one.ok for one in results)
+                if blocked:
+                    raise psycopg.Rollback(rows)
+                late = landing.late(lambda: ledger.draw(self.connection))
+            marked = any(one.action == "mark" and not one.ok for one in results)
+            status = "blocked" if blocked else "marked" if marked else "committed"
+            known = [instant(one) for one in landing.moments] + [entry.moment] * entry.complete
+            ended = replace(entry, known_first=min(known, default=None), known_last=max(known, default=None))
+            ledger.write(self.connection, load_id, ended, counts, status)
+            ledger.write_checks(self.connection, load_id, results)
+            if not blocked:
+                for said_by, (number, count) in late.items():
+                    ledger.write_late(self.connection, number, said_by, load_id, count)
+                if taken:
+                    quarantine.settle(self.connection, taken, "replay", load_id, str(entry.reason))
+                ledger.advance(self.connection, self.dataset, entry.request["file"], load_id, self.head)
+                ledger.name_data_version(self.connection)
+        if not blocked and not self.dry:
+            self.head = load_id
+        return self._report(load_id, entry, counts, status, results)
+
+    def _land(
+        self, load_id: int, entry: ledger.Entry, records: Iterator[Cell | Reject]
+    ) -> tuple[Landing, ledger.Counts, list[checks.Result]]:
+        ids = series_ids(self.connection, self.dataset, self.series)
+        names = {number: name for name, number in ids.items()}
+        file, rejected = entry.request["file"], 0
+        said = partial(kept.said, self.connection, entry, self.options, self.series, ids)
+        landing = Landing(
+            self.connection, load_id, said,
+            newest=ledger.newest(self.connection, self.dataset, entry.scope, entry.corrects),
+            scope=[ids[name] for name in entry.scope if name in ids],
+            complete=entry.moment if entry.complete else None,
+            before=list(said(only=entry.corrects)) if entry.corrects else [],
+        )  # fmt: skip
+
+        def cells() -> Batches:
+            nonlocal rejected
+            columns = batches(records, ids, entry.observed_at)
+            for good, bad in checks.sift(columns, names, self.series, entry.observed_at):
+                rejected += quarantine.keep(self.connection, load_id, file, bad)
+                yield good
+
+        landing.stage(cells())
+        landing.land()
+        conflicts = [
+            Reject(name, line, value, "vintage_conflict", detail, valid_time)
+            for line, name, valid_time, value, detail in landing.conflicts()
+        ]
+        quarantine.keep(self.connection, load_id, file, conflicts)
+        landed = {name: landing.landed[name] for name in ("new", "changed", "same", "deleted", "vanished")}
+        counts = ledger.Counts(landing.fetched + rejected, quarantined=rejected + len(conflicts), **landed)
+        known = instant(max(landing.moments)) if landing.moments else None
+        judged = (
+            landing.landed if entry.kind == "fetch" else {**landing.landed, "vanished": 0}
+        )  # a person takes it back
+        return landing, counts, checks.batch(self.connection, self.contract, self.dataset, load_id, judged, known)
+
+    def _report(
+        self, load_id: int, entry: ledger.Entry, counts: ledger.Counts, status: str, results: list[checks.Result]
+    ) -> Result:
+        shown = {name: value for name, value in vars(counts).items() if value or name != "vanished"}
+        figures = ", ".join(f"{value:,} {name}" for name, value in shown.items())
+        self.say(f"{entry.request['file']}: {'would be ' if self.dry else ''}{figures}")
+        for one in results:
+            if not one.ok:
+                self.say(f"  {one.action}: {one.rule} of {one.subject}: {one.detail}")
+        outcome = "blocked" if status == "blocked" else "would load" if self.dry else "loaded"
+        failed = [vars(one) for one in results if not one.ok]
+        return {"outcome": outcome, "load_id": load_id, **vars(counts), "failed_checks": failed}
+
+    def _remember(self, payload: Payload) -> None:
+        if payload.mark and not self.dry:
+            ledger.remember(self.connection, self.dataset, payload.name, payload.mark, self.rules_hash)
+
+
+def renew(connection: Connection, say: Say) -> None:
+    """Statistics and visibility after a load, outside its transaction: reads right after it are as fast as later."""
+    try:
+        connection.execute("VACUUM (ANALYZE) observation")
+    except psycopg.Error as error:
+        say(f"statistics were not renewed, reads may be slower until autovacuum does: {str(error).splitlines()[0]}")
 
 
 def _options(contract: Contract, dataset: str) -> source.Options:
@@ -70,115 +269,4 @@ def _options(contract: Contract, dataset: str) -> source.Options:
         raise UsageError(
             f"source.{dataset}.kind is {declared.kind!r}, but this project's loader reads {source.KIND!r}{hint}"
         )
-    return validate(source.Options, declared.options, f"service.toml, [source.{dataset}]")
-
-
-def _attempt(
-    connection: Connection,
-    contract: Contract,
-    dataset: str,
-    options: source.Options,
-    root: Path,
-    runner: str,
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Runs with an `attempt` row around it, so that what failed or died stays visible."""
-    row = connection.execute(
-        "INSERT INTO attempt (dataset, runner) VALUES (%s, %s) RETURNING attempt_id", [dataset, runner]
-    ).fetchone()
-    finish = "UPDATE attempt SET finished_at = clock_timestamp(), outcome = %s, detail = %s WHERE attempt_id = %s"
-    number = row[0] if row else None
-    try:
-        results = [
-            _one(connection, contract, dataset, options, payload, say) for payload in source.fetch(options, root)
-        ]
-    except Exception as error:
-        if not connection.closed:
-            connection.execute(finish, ["failed", str(error), number])
-        raise
-    new = any(result["outcome"] == "loaded" for result in results)
-    connection.execute(finish, ["done" if new else "nothing new", f"{len(results)} payloads", number])
-    return results
-
-
-def _one(
-    connection: Connection,
-    contract: Contract,
-    dataset: str,
-    options: source.Options,
-    payload: Payload,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    series = contract.of_source(dataset)
-    started = datetime.now(UTC)
-    sha256 = _keep(connection, payload)
-    request = {"file": payload.name, "vintage": payload.vintage.isoformat() if payload.vintage else ""}
-    rules = _hash(
-        [options.model_dump(mode="json", exclude={"path"}), {name: one.frequency for name, one in series.items()}]
-    )
-    # Without a vintage, bytes that were replaced and come back are news: what is known changes again.
-    turn = 0 if payload.vintage else ledger.turn(connection, dataset, payload.name, sha256)
-    key = _hash([dataset, request, sha256, rules, source.PARSER_VERSION, turn])
-    result: dict[str, Any] = {"dataset": dataset, "file": payload.name, "sha256": sha256}
-    if ledger.committed(connection, key):
-        say(f"{payload.name}: nothing new")
-        return {**result, "outcome": "nothing new"}
-
-    @contextmanager
-    def reparse(kept: str, asked: dict[str, str]) -> Iterator[Iterator[Cell | Reject]]:
-        with _kept(connection, kept, asked) as again:
-            yield _plausible(source.parse(again, options, series), started)
-
-    records = _plausible(source.parse(payload, options, series), started)
-    entry = ledger.Entry(dataset, key, request, sha256, rules, source.PARSER_VERSION, started)
-    ids = ledger.series_ids(connection, dataset, series)
-    counts = ledger.commit(connection, entry, ids, records, reparse)
-    figures = {name: value for name, value in vars(counts).items() if name != "load_id"}
-    say(f"{payload.name}: " + ", ".join(f"{value:,} {name}" for name, value in figures.items()))
-    return {**result, "outcome": "loaded", **vars(counts)}
-
-
-def _plausible(records: Iterator[Cell | Reject], now: datetime) -> Iterator[Cell | Reject]:
-    """Rejects what cannot be: a period that begins after its value was known, a value known after today."""
-    for record in records:
-        if isinstance(record, Cell):
-            known = record.known_from or now
-            if record.valid_time > known or known > now + timedelta(days=1):
-                detail = f"period {record.valid_time:%Y-%m-%d} known from {known:%Y-%m-%d}, loaded {now:%Y-%m-%d}"
-                record = Reject(record.series, record.line, repr(record.value), "future", detail)  # noqa: PLW2901
-        yield record
-
-
-def _keep(connection: Connection, payload: Payload) -> str:
-    """Stores the bytes by hash, in parts, compressed; returns the hash. Bytes that are held already cost nothing."""
-    with payload.path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if connection.execute("SELECT FROM raw_object WHERE sha256 = %s LIMIT 1", [sha256]).fetchone():
-            return sha256
-        file.seek(0)
-        with connection.transaction():
-            for part, block in enumerate(iter(lambda: file.read(PART_BYTES), b"")):
-                connection.execute(
-                    "INSERT INTO raw_object (sha256, part, media_type, bytes) VALUES (%s, %s, %s, %s)"
-                    " ON CONFLICT DO NOTHING",
-                    [sha256, part, payload.media_type, zlib.compress(block)],
-                )
-    return sha256
-
-
-@contextmanager
-def _kept(connection: Connection, sha256: str, request: dict[str, str]) -> Iterator[Payload]:
-    """Kept bytes as a payload again, in a temporary file for as long as the block runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, media_type = Path(folder) / "payload", ""
-        with path.open("wb") as file:
-            for block, media_type in connection.execute(  # noqa: B007
-                "SELECT bytes, media_type FROM raw_object WHERE sha256 = %s ORDER BY part", [sha256]
-            ):
-                file.write(zlib.decompress(block))
-        vintage = datetime.fromisoformat(request["vintage"]) if request["vintage"] else None
-        yield Payload(request["file"], path, media_type, vintage)
-
-
-def _hash(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return validate(source.Options, declared.options, f"service.toml, [source.{dataset}]", Source.model_fields)

@@ -1,18 +1,17 @@
 """The service as an ASGI app: `uvicorn model_service.serving.app:app`, which is how the container runs it."""
 
-from model_service.serving import sandbox
+from model_service import serving
 
-sandbox.seal()  # before anything else is imported
+serving.seal()  # before anything else is imported
 
 from model_service import contract as contracts  # noqa: E402
-from model_service import settings  # noqa: E402
+from model_service import settings, telemetry  # noqa: E402
 from model_service.serving import routes  # noqa: E402
 from model_service.serving.edge import Edge  # noqa: E402
 from model_service.serving.runtime import Runtime  # noqa: E402
-from model_service.telemetry import logs  # noqa: E402
 
 contract = contracts.load(settings.root() / settings.CONTRACT)
-logs.configure(contract.service.name)
+telemetry.configure(contract.service.name)
 state = Runtime(contract, settings.model_folder())
 api = routes.build(state)
 app = Edge(api, state.metrics, contract.serving.max_body_bytes)

@@ -1,6 +1,5 @@
 """Packs what is served into a Bento, and serves the last one; BentoML reports nothing, its store is in .local/."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from model_service import contract, settings
+from model_service import contract, digests, settings
 from model_service.errors import ServiceError, UsageError
 from model_service.store import connection
 
@@ -44,9 +43,9 @@ def stage(root: Path) -> Path:
     name = contract.load(root / settings.CONTRACT).service.name
     (context / "bentofile.yaml").write_text(BENTOFILE.format(name=name), "utf-8")
     digest = json.loads((model / "registry.json").read_text("utf-8"))["digest"].removeprefix("sha256:")
-    version = f"{digest[:12]}-{_hash(context)[:12]}"
+    version = f"{digest[:12]}-{_digest(context).removeprefix('sha256:')[:12]}"
     bento = _store(root) / "bentos" / name / version
-    if _hash(bento / "src") != _hash(context):
+    if _digest(bento / "src") != _digest(context):
         shutil.rmtree(bento, ignore_errors=True)
         command = [sys.executable, "-m", "bentoml", "build", "--version", version, "--output", "tag", str(context)]
         done = subprocess.run(command, cwd=context, env=_environment(root), capture_output=True, text=True)
@@ -106,11 +105,9 @@ def _environment(root: Path) -> dict[str, str]:
     return kept | {"BENTOML_HOME": str(_store(root)), "BENTOML_DO_NOT_TRACK": "True", "OTEL_SDK_DISABLED": "true"}
 
 
-def _hash(folder: Path) -> str:
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
-        total.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
+def _digest(folder: Path) -> str:
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return digests.of_files(folder, found)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,29 @@
-"""The outermost layer of a request: its id, the limit of its body, its metrics and its log line."""
+"""What every request passes: its id, the limit of its body, its metrics and log line, and errors as problem documents.
+
+A problem document (RFC 9457) says what was wrong, where, and what to change.
+"""
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import time
 import uuid
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from itertools import islice
+from typing import Any
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model_service.serving.problems import Problem
-from model_service.telemetry.logs import request_id
+from model_service.telemetry import request_id
 from model_service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -20,6 +31,62 @@ log = logging.getLogger(__name__)
 SANE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: their good answers are not news
 DRAIN_SECONDS = 1.0
+RETRY_SECONDS = 5
+MAX_MISTAKES = 20
+Mistake = tuple[str, str]  # field, what is wrong with it
+
+
+class Problem(Exception):
+    """An answer other than a good one; raise it anywhere below a route. `more` are further members of the document."""
+
+    def __init__(self, status: int, detail: str, mistakes: Sequence[Mistake] = (), **more: Any) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.mistakes, self.more = status, detail, mistakes, more
+
+
+def wrong(mistakes: Iterable[Mistake], **more: Any) -> Problem:
+    """422 that names the fields, the first MAX_MISTAKES of them, and what is wrong with each."""
+    mistakes = list(islice(mistakes, MAX_MISTAKES))
+    return Problem(422, "; ".join(f"{field}: {what}" for field, what in mistakes), mistakes, **more)
+
+
+def _problem(request: Request, error: Exception) -> Problem:
+    """What to answer to ours, the router's, wrong parameters, and bugs."""
+    path = request.url.path
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        says = {404: f"there is no {path}: see /docs", 405: f"{path} does not take {request.method}: see /docs"}
+        return Problem(error.status_code, says.get(error.status_code, error.detail))
+    if isinstance(error, RequestValidationError):
+        return wrong((".".join(map(str, mistake["loc"][1:])), mistake["msg"]) for mistake in error.errors())
+    return Problem(500, "the service failed; its log names the cause under this id")
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    """The problem document, with `request_id` and `errors` (field, detail) beside the standard members."""
+    problem = _problem(request, error)
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request.url.path,
+        "request_id": request_id.get(),
+    }
+    if problem.mistakes:
+        body["errors"] = [{"field": field, "detail": detail} for field, detail in problem.mistakes]
+    headers = dict(getattr(error, "headers", None) or {})
+    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_SECONDS)
+    content = json.dumps(body | problem.more, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, problem.status, headers, "application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of `app` a problem document."""
+    for kind in (Problem, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _answer)
 
 
 class Edge:

@@ -8,16 +8,16 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 
-from model_service import artifact, forecasting, registry, settings
+from model_service import artifact, forecasting, freshness, registry, settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
-from model_service.serving.problems import Problem, wrong
+from model_service.serving.edge import Problem, wrong
 from model_service.store import connection as store
 from model_service.store import read
 from model_service.telemetry.audit import Audit
@@ -57,10 +57,7 @@ class Runtime:
         except ServiceError as error:
             self._fault = str(error)
             log.error("model not loaded: %s", error)
-        else:
-            facts = self.metrics.facts
-            facts.version, facts.digest = self._model.version, self._model.digest
-            facts.trained_as_of = datetime.fromisoformat(self._model.card["trained_as_of"]["known_at"])
+        self.metrics.facts.model = self._model
         self.audit.start()
         self._refresher = asyncio.create_task(self._refresh())
         gc.collect()
@@ -96,36 +93,35 @@ class Runtime:
         """
         model = self.model
         explicit = known_at is not None or data_version is not None
-        wanted = horizons or model.horizons
-        if untrained := sorted(set(wanted) - set(model.horizons)):
-            detail = f"not trained for {untrained}; trained: {model.horizons}"
-            raise wrong([("horizon", detail)], trained_horizons=model.horizons)
         try:
+            wanted = forecasting.trained(model, horizons)
             body = await self._ask(
                 lambda connection: forecasting.answer(self.contract, model, connection, known_at, data_version, None)
             )
+        except forecasting.UnknownHorizon as error:
+            raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
             if explicit:
                 first = getattr(error, "first_usable", None)
                 named = {"first_usable": first.date().isoformat()} if first else {}
                 raise Problem(404, str(error), **named) from None
-            body = self._stand_in(model, wanted, "no_data")
+            body = self._stand_in(model, "no_data")
         except Away as away:
             if explicit:
                 raise Problem(503, f"an explicit as-of needs the database, and it is away ({away})") from None
-            body = self._stand_in(model, wanted, str(away))
+            body = self._stand_in(model, str(away))
         else:
             self._last = self._last if explicit else body
         return body | {"forecasts": [part for part in body["forecasts"] if part["horizon"] in wanted]}
 
-    def _stand_in(self, model: artifact.Model, horizons: list[int], reason: str) -> dict[str, Any]:
+    def _stand_in(self, model: artifact.Model, reason: str) -> dict[str, Any]:
         if not self.contract.serving.fallback:
             raise Problem(503, f"no forecast can be made ({reason}), and serving.fallback lets nothing stand in for it")
         source = self.contract.serving.fallback[0]  # the artifact holds both kinds, so the first step always succeeds
         held = self._last if source == "last_forecast" and self._last else model.held
         self.metrics.degraded.labels(reason).inc()
         log.warning("degraded answer", extra={"ecs": {"event.reason": reason, "event.action": source}})
-        return forecasting.degraded(model, held, horizons, reason, source)
+        return forecasting.degraded(model, held, reason, source)
 
     async def _ask(self, question: Callable[[Connection], T]) -> T:
         """`question` with a connection of its own, off the event loop; raises Away within serving.timeout_seconds."""
@@ -154,11 +150,11 @@ class Runtime:
 
     async def _refresh(self) -> None:
         """Keeps what the metrics and a later stand-in need; it never ends, whatever the database does."""
+        facts = self.metrics.facts
         while True:
             try:
-                facts = self.metrics.facts
-                newest, champion, body = await self._ask(self._look)
-                facts.newest_known_from, facts.champion, facts.database_up = newest, champion, True
+                seen, body = await self._ask(self._look)
+                vars(facts).update(seen, database_up=True)
                 self._last = body or self._last
             except Away:
                 facts.champion, facts.database_up = None, False
@@ -166,10 +162,16 @@ class Runtime:
                 log.exception("refresh failed")
             await asyncio.sleep(REFRESH_SECONDS)
 
-    def _look(self, connection: Connection) -> tuple[datetime | None, str | None, dict[str, Any] | None]:
+    def _look(self, connection: Connection) -> tuple[dict[str, Any], dict[str, Any] | None]:
         champion = registry.champion(connection)
         body = None
         if self._model:
             with contextlib.suppress(*NO_DATA):
                 body = forecasting.answer(self.contract, self._model, connection, None, None, None)
-        return read.newest_known_from(connection), champion.digest if champion else None, body
+        now = datetime.now(UTC)
+        seen = {
+            "champion": champion.digest if champion else None,
+            "fresh": [freshness.of(connection, self.contract, dataset, now) for dataset in self.contract.source],
+            "quarantined": freshness.quarantined(connection),
+        }
+        return seen, body

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import psycopg
@@ -10,6 +12,7 @@ import psycopg
 from model_service import settings
 from model_service.errors import ServiceError
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 Role = Literal["owner", "loader", "reader"]
 
 
@@ -43,7 +46,10 @@ def database() -> Iterator[str]:
 
 
 def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Connection:
-    """Autocommitting connection that acts as `model_<role>`; raises DatabaseAway, which names no password."""
+    """Autocommitting connection that acts as `model_<role>`; raises DatabaseAway, which names no password.
+
+    A schema that is newer than this code will do: migrations only add. An older one is refused.
+    """
     try:
         settled: dict[str, Any] = {"connect_timeout": 10, **options}
         connection = psycopg.connect(url, autocommit=True, **settled)
@@ -52,7 +58,8 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Co
     try:
         connection.execute(f"SET ROLE model_{role}")
         connection.execute("SET TIME ZONE 'UTC'")
-    except psycopg.errors.InvalidParameterValue:
+        applied = {name for (name,) in connection.execute("SELECT name FROM schema_migration").fetchall()}
+    except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedTable):
         connection.close()
         raise DatabaseAway(
             "the database has no tables of this service: run `python -m model_service migrate`"
@@ -63,7 +70,19 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Co
         raise DatabaseAway(
             f"the login {user!r} is not a member of model_{role}: GRANT model_{role} TO {user}"
         ) from None
+    if missing := [name for name in migrations() if name not in applied]:
+        connection.close()
+        raise DatabaseAway(
+            f"the database's schema is older than this code, it lacks {', '.join(missing)}:"
+            " run `python -m model_service migrate`"
+        )
     return connection
+
+
+@cache
+def migrations() -> list[str]:
+    """Names of the schema's files, in order."""
+    return sorted(path.name for path in MIGRATIONS.glob("*.sql"))
 
 
 def away(error: psycopg.Error) -> DatabaseAway:

@@ -1,86 +1,110 @@
-"""The load transaction: ledger row, rows, quarantine, counts and watermark commit together or not at all.
-
-Only what changed is stored, against what was known just before a row's own `known_from`. A vintage that arrives after a
-later one would show through wherever the later one was found unchanged; so the later ones are replayed from their kept
-bytes over the touched cells, in the same transaction, each with a ledger row of its own.
-"""
+"""What was loaded, by whom, under which rules, and what came of it; of the shape of a row it knows nothing."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import psycopg
 
-from model_service.contract import Series
-from model_service.errors import ServiceError
-from model_service.loader import Cell, Reject
-from model_service.store.read import name_of
+from model_service.digests import of_code, of_json
+from model_service.errors import ServiceError, UsageError
 
 Connection = psycopg.Connection[Any]
-Records = Iterable[Cell | Reject]
-Reparse = Callable[[str, dict[str, str]], AbstractContextManager[Records]]
-
-STAGE = """
-CREATE TEMP TABLE stage (line bigint, series_id integer, valid_time timestamptz, known_from timestamptz,
-    value double precision, series text, raw text, rule text, detail text) ON COMMIT DROP;
-CREATE TEMP TABLE stated (LIKE stage) ON COMMIT DROP;
-CREATE TEMP TABLE verdict (line bigint, series_id integer, valid_time timestamptz, known_from timestamptz,
-    value double precision, held double precision, outcome text) ON COMMIT DROP;
-"""
-STAGE_TYPES = ["int8", "int4", "timestamptz", "timestamptz", "float8", "text", "text", "text", "text"]
-
-# What is held for a cell is what was known at the row's own known_from; a vintage's first statement stays in force.
-JUDGE = """
-INSERT INTO verdict
-SELECT s.line, s.series_id, s.valid_time, s.known_from, s.value, h.value,
-       CASE WHEN h.state IS NULL THEN 'new'
-            WHEN h.state = 0 AND h.value = s.value THEN 'same'
-            WHEN h.known_from = s.known_from OR EXISTS (
-                SELECT FROM stated t WHERE t.series_id = s.series_id AND t.valid_time = s.valid_time
-                AND t.known_from = s.known_from) THEN 'conflict'
-            ELSE 'changed' END
-FROM stage s
-LEFT JOIN (
-    SELECT DISTINCT ON (o.series_id, o.valid_time) o.series_id, o.valid_time, o.known_from, o.value, o.state
-    FROM observation o JOIN stage k USING (series_id, valid_time)
-    WHERE k.known_from = %(known_from)s AND o.known_from <= %(known_from)s AND k.rule IS NULL
-    ORDER BY o.series_id, o.valid_time, o.known_from DESC, o.load_id DESC
-) h USING (series_id, valid_time)
-WHERE s.rule IS NULL AND s.known_from = %(known_from)s
-"""
-
-INSERT = """
-INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
-SELECT series_id, valid_time, known_from, %s, value, 0 FROM verdict WHERE outcome = %s AND known_from = %s
-ORDER BY series_id, valid_time
-"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What makes a load the load that it is; `load_key` covers bytes, request, mapping and parser."""
+    """What makes a load the load that it is; `load_key` covers bytes, request, rules and parser.
+
+    kind: `fetch`, or what is read again from kept bytes of `origin`: `late` (because of `replay_for`), `correction`,
+    `retry` (of what was quarantined). observed_at (UTC) dates the cells that no vintage does.
+    """
 
     dataset: str
     load_key: str
     request: dict[str, str]
     payload_sha256: str
+    rules: dict[str, Any]
     rules_hash: str
     parser_version: int
+    code_version: str
     started_at: datetime
+    observed_at: datetime
+    scope: list[str]
+    complete: bool = False
+    kind: str = "fetch"
+    origin: int | None = None
+    replay_for: int | None = None
+    known_first: datetime | None = None
+    known_last: datetime | None = None
+    who: str | None = None
+    reason: str | None = None
+
+    @property
+    def moment(self) -> datetime:
+        """Since when the payload as a whole was known."""
+        return datetime.fromisoformat(self.request["vintage"]) if self.request["vintage"] else self.observed_at
+
+    @property
+    def corrects(self) -> int | None:
+        """The load whose place this one takes."""
+        return self.origin if self.kind == "correction" else None
 
 
 @dataclass(frozen=True)
 class Counts:
-    load_id: int
+    """fetched = new + changed + same + deleted + quarantined, in parsed cells; `vanished` are tombstones besides."""
+
     fetched: int
-    new: int
-    changed: int
-    same: int
-    deleted: int
-    quarantined: int
+    new: int = 0
+    changed: int = 0
+    same: int = 0
+    deleted: int = 0
+    quarantined: int = 0
+    vanished: int = 0
+
+
+@contextmanager
+def claim(connection: Connection, dataset: str) -> Iterator[str | None]:
+    """Claims the dataset for this connection: yields None, or who holds it when another copy is at it."""
+    key = [f"dataset:{dataset}"]
+    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key).fetchone()
+    if row and row[0]:
+        try:
+            yield None
+        finally:
+            if not connection.closed:
+                connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
+        return
+    holder = connection.execute(
+        "SELECT runner || ' since ' || started_at FROM attempt WHERE dataset = %s AND finished_at IS NULL"
+        " ORDER BY attempt_id DESC LIMIT 1",
+        [dataset],
+    ).fetchone()
+    yield holder[0] if holder else "another copy"
+
+
+@contextmanager
+def attempt(connection: Connection, dataset: str, runner: str) -> Iterator[dict[str, str]]:
+    """A row around the run, so that one that failed or died stays visible; the caller sets `outcome` and `detail`."""
+    row = connection.execute(
+        "INSERT INTO attempt (dataset, runner) VALUES (%s, %s) RETURNING attempt_id", [dataset, runner]
+    ).fetchone()
+    ended = {"outcome": "done", "detail": ""}
+    try:
+        yield ended
+    except BaseException as error:
+        ended |= {"outcome": "failed", "detail": str(error) or type(error).__name__}
+        raise
+    finally:
+        if not connection.closed:
+            connection.execute(
+                "UPDATE attempt SET finished_at = clock_timestamp(), outcome = %s, detail = %s WHERE attempt_id = %s",
+                [ended["outcome"], ended["detail"], row[0] if row else None],
+            )
 
 
 def committed(connection: Connection, load_key: str) -> bool:
@@ -90,196 +114,175 @@ def committed(connection: Connection, load_key: str) -> bool:
 def turn(connection: Connection, dataset: str, file: str, sha256: str) -> int:
     """How often the bytes of that file were replaced so far; what is held as its newest counts as not replaced."""
     loads = connection.execute(
-        "SELECT payload_sha256 FROM load WHERE dataset = %s AND request->>'file' = %s AND replay_for IS NULL"
-        " ORDER BY load_id",
+        "SELECT payload_sha256 FROM load WHERE dataset = %s AND request->>'file' = %s AND kind = 'fetch'"
+        " AND status <> 'blocked' ORDER BY load_id",
         [dataset, file],
     ).fetchall()
     changes = sum(one != other for one, other in zip(loads, loads[1:], strict=False))
     return int(changes + (bool(loads) and loads[-1] != (sha256,)))
 
 
-def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series]) -> dict[str, int]:
-    """Registers what is new; raises ServiceError when a series changed its dataset, frequency or unit."""
-    for name, one in series.items():
-        connection.execute(
-            "INSERT INTO series (dataset, name, frequency, unit) VALUES (%s, %s, %s, %s) ON CONFLICT (name) DO NOTHING",
-            [dataset, name, one.frequency, one.unit],
-        )
-    ids = {}
-    for identity, name, *held in connection.execute(
-        "SELECT series_id, name, dataset, frequency, unit FROM series WHERE name = ANY(%s)", [list(series)]
-    ):
-        declared = [dataset, series[name].frequency, series[name].unit]
-        if held != declared:
-            raise ServiceError(
-                f"series {name} is held as {held}, service.toml says {declared}: give the new one a new name"
-            )
-        ids[name] = identity
-    return ids
+def head(connection: Connection, dataset: str) -> int | None:
+    """The load that the dataset's watermark stands at."""
+    row = connection.execute("SELECT load_id FROM watermark WHERE dataset = %s", [dataset]).fetchone()
+    return row[0] if row else None
 
 
-def commit(
-    connection: Connection,
-    entry: Entry,
-    ids: Mapping[str, int],
-    records: Records,
-    reparse: Reparse,
-) -> Counts:
-    """Stores one payload's records; `reparse(sha256, request)` opens those of kept bytes. All in one transaction."""
-    with connection.transaction():
-        counts = _store(connection, entry, ids, records, reparse)
-        if counts.new or counts.changed:
-            for later in _later(connection, entry, counts.load_id):
-                _replay(connection, entry.dataset, later, counts.load_id, ids, reparse)
-        connection.execute(
-            "INSERT INTO watermark (dataset, cursor, load_id) VALUES (%s, %s, %s)"
-            " ON CONFLICT (dataset) DO UPDATE SET cursor = excluded.cursor, load_id = excluded.load_id",
-            [entry.dataset, entry.request["file"], counts.load_id],
-        )
-        _name_data_version(connection)
-    return counts
-
-
-def _store(connection: Connection, entry: Entry, ids: Mapping[str, int], records: Records, reparse: Reparse) -> Counts:
-    connection.execute(STAGE)
-    fetched = _stage(connection, ids, records, entry.started_at)
-    _state(connection, entry.dataset, None, ids, reparse)
-    load_id, inserted = _insert(connection)
-    same = connection.execute("SELECT count(*) FROM verdict WHERE outcome = 'same'").fetchone()
-    quarantined = connection.execute(
-        """
-        INSERT INTO quarantine (load_id, file, line, series, raw, rule, detail)
-        SELECT %(load)s, %(file)s, line, series, raw, rule, detail FROM stage WHERE rule IS NOT NULL
-        UNION ALL
-        SELECT %(load)s, %(file)s, line, s.name, v.value::text, 'vintage_conflict',
-               'this vintage already gave ' || coalesce(held::text, 'nothing') || '; the first statement stays in force'
-        FROM verdict v JOIN series s USING (series_id) WHERE outcome = 'conflict'
-        ORDER BY line
-        """,
-        {"load": load_id, "file": entry.request["file"]},
-    ).rowcount
-    counts = Counts(load_id, fetched, inserted["new"], inserted["changed"], same[0] if same else 0, 0, quarantined)
-    _write_ledger(connection, entry, counts, None)
-    return counts
-
-
-def _stage(connection: Connection, ids: Mapping[str, int], records: Records, now: datetime, into: str = "stage") -> int:
-    fetched = 0
-    with connection.cursor().copy(f"COPY {into} FROM STDIN (FORMAT BINARY)") as copy:
-        copy.set_types(STAGE_TYPES)
-        for record in records:
-            fetched += 1
-            if isinstance(record, Cell):
-                known = record.known_from or now
-                copy.write_row((record.line, ids[record.series], record.valid_time, known, record.value, *[None] * 4))
-            else:
-                head = (record.line, None, None, None, None)
-                copy.write_row((*head, record.series, record.raw.replace("\0", "\ufffd"), record.rule, record.detail))
-    connection.execute(f"ANALYZE {into}")
-    return fetched
-
-
-def _state(connection: Connection, dataset: str, before: int | None, ids: Mapping[str, int], reparse: Reparse) -> None:
-    """Notes which cells earlier loads of the staged vintages stated, also those that were unchanged and left no row."""
-    for sha256, request, started_at in connection.execute(
-        "SELECT payload_sha256, request, started_at FROM load WHERE dataset = %(dataset)s AND replay_for IS NULL"
-        " AND (%(before)s::bigint IS NULL OR load_id < %(before)s)"
-        " AND EXISTS (SELECT FROM stage WHERE known_from BETWEEN known_first AND known_last)",
-        {"dataset": dataset, "before": before},
-    ).fetchall():
-        with reparse(sha256, request) as records:
-            _stage(connection, ids, (one for one in records if isinstance(one, Cell)), started_at, "stated")
-
-
-def _insert(connection: Connection) -> tuple[int, dict[str, int]]:
-    """Judges the stage, vintage by vintage, and inserts what is new or changed; a recount proves the figures."""
+def draw(connection: Connection) -> int:
+    """A load's number; gaps are legal. Drawn while the dataset is claimed: within it, numbers follow commits."""
     row = connection.execute("SELECT nextval(pg_get_serial_sequence('load', 'load_id'))").fetchone()
-    load_id = int(row[0]) if row else 0
-    inserted = {"new": 0, "changed": 0}
-    for (known_from,) in connection.execute(
-        "SELECT DISTINCT known_from FROM stage WHERE rule IS NULL ORDER BY known_from"
-    ).fetchall():
-        connection.execute(JUDGE, {"known_from": known_from})
-        for outcome in inserted:
-            inserted[outcome] += connection.execute(INSERT, [load_id, outcome, known_from]).rowcount
-    recount = connection.execute(
-        "SELECT count(*) FROM verdict JOIN observation o USING (series_id, valid_time, known_from)"
-        " WHERE o.load_id = %s",
-        [load_id],
-    ).fetchone()
-    if recount != (sum(inserted.values()),):
-        raise ServiceError(
-            f"load {load_id}: {recount} rows found where {inserted} were inserted; nothing was committed"
-        )
-    return load_id, inserted
+    return int(row[0]) if row else 0
 
 
-def _later(connection: Connection, entry: Entry, load_id: int) -> list[tuple[Any, ...]]:
-    """First-hand loads of the dataset that brought a vintage later than one of this load's, oldest first."""
-    return connection.execute(
-        "SELECT load_id, load_key, request, payload_sha256, rules_hash, parser_version, started_at FROM load"
-        " WHERE dataset = %s AND load_id <> %s AND replay_for IS NULL"
-        " AND known_last > (SELECT known_first FROM load WHERE load_id = %s) ORDER BY known_last, load_id",
-        [entry.dataset, load_id, load_id],
-    ).fetchall()
+def write(connection: Connection, load_id: int, entry: Entry, counts: Counts, status: str = "committed") -> None:
+    """The load's row. A blocked load's key is its own, so that it can be run again."""
+    row = {**vars(entry), **vars(counts), "load_id": load_id, "status": status}
+    row |= {"request": json.dumps(entry.request), "rules": json.dumps(entry.rules)}
+    if status == "blocked":
+        row["load_key"] = f"{entry.load_key} blocked {load_id}"
+    names = ", ".join(row)
+    values = ", ".join(f"%({name})s" for name in row)
+    connection.execute(f"INSERT INTO load ({names}) VALUES ({values})", row)  # noqa: S608
 
 
-def _replay(
-    connection: Connection,
-    dataset: str,
-    later: tuple[Any, ...],
-    cause: int,
-    ids: Mapping[str, int],
-    reparse: Reparse,
-) -> None:
-    original, key, request, sha256, rules_hash, parser_version, started_at = later
-    connection.execute(
-        "CREATE TEMP TABLE touched ON COMMIT DROP AS SELECT series_id, valid_time, min(known_from) AS since"
-        " FROM verdict WHERE outcome IN ('new', 'changed') GROUP BY 1, 2"
-    )
-    connection.execute("DROP TABLE stage, stated, verdict")
-    connection.execute(STAGE)
-    with reparse(sha256, request) as records:
-        _stage(connection, ids, (record for record in records if isinstance(record, Cell)), started_at)
-    connection.execute(
-        "DELETE FROM stage s WHERE NOT EXISTS (SELECT FROM touched t WHERE t.series_id = s.series_id"
-        " AND t.valid_time = s.valid_time AND t.since < s.known_from)"
-    )
-    _state(connection, dataset, original, ids, reparse)
-    load_id, inserted = _insert(connection)
-    counted = connection.execute(
-        "SELECT count(*), count(*) FILTER (WHERE outcome IN ('same', 'conflict')) FROM verdict"
-    )
-    fetched, same = counted.fetchone() or (0, 0)
-    entry = Entry(dataset, f"{key} replayed for {cause}", request, sha256, rules_hash, parser_version, started_at)
-    if fetched:
-        _write_ledger(
-            connection, entry, Counts(load_id, fetched, **inserted, same=same, deleted=0, quarantined=0), cause
-        )
-    # What the replay changed is touched for the vintages after it too.
-    connection.execute("INSERT INTO verdict SELECT 0, series_id, valid_time, since, NULL, NULL, 'new' FROM touched")
-    connection.execute("DROP TABLE touched")
-
-
-def _write_ledger(connection: Connection, entry: Entry, counts: Counts, replay_for: int | None) -> None:
+def write_late(connection: Connection, load_id: int, said_by: int, cause: int, rows: int) -> None:
+    """The row of a load that repeats what an earlier one said, because `cause` made it news again."""
     connection.execute(
         """
-        INSERT INTO load (load_id, load_key, dataset, request, payload_sha256, rules_hash, parser_version, replay_for,
-            started_at, fetched, new, changed, same, deleted, quarantined, known_first, known_last)
-        SELECT %(load_id)s, %(load_key)s, %(dataset)s, %(request)s, %(payload_sha256)s, %(rules_hash)s,
-            %(parser_version)s, %(replay_for)s, %(started_at)s, %(fetched)s, %(new)s, %(changed)s, %(same)s,
-            %(deleted)s, %(quarantined)s, min(known_from), max(known_from)
-        FROM verdict
+        INSERT INTO load (load_id, load_key, dataset, request, payload_sha256, rules, rules_hash, parser_version,
+            code_version, started_at, observed_at, scope, kind, origin, replay_for, known_first, known_last,
+            fetched, new, changed, same, quarantined)
+        SELECT %(load)s, load_key || ' late for ' || %(cause)s, dataset, request, payload_sha256, rules, rules_hash,
+            parser_version, %(code)s, clock_timestamp(), observed_at, scope, 'late',
+            CASE kind WHEN 'correction' THEN origin ELSE load_id END, %(cause)s, known_first, known_last,
+            %(rows)s, 0, %(rows)s, 0, 0
+        FROM load WHERE load_id = %(said_by)s
         """,
-        {**vars(entry), **vars(counts), "request": json.dumps(entry.request), "replay_for": replay_for},
+        {"load": load_id, "said_by": said_by, "cause": cause, "rows": rows, "code": of_code()},
     )
 
 
-def _name_data_version(connection: Connection) -> None:
+def write_checks(connection: Connection, load_id: int, results: Iterable[Any]) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO check_result (load_id, rule, subject, action, ok, figure, bound, detail)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            [(load_id, r.rule, r.subject, r.action, r.ok, r.figure, r.bound, r.detail) for r in results],
+        )
+
+
+def unchanged(connection: Connection, dataset: str, name: str, mark: str, rules_hash: str) -> bool:
+    """Whether it looked so when it was last read, under the same rules."""
+    row = connection.execute(
+        "SELECT mark = %s AND rules_hash = %s FROM resource WHERE dataset = %s AND name = %s"
+        " ORDER BY resource_id DESC LIMIT 1",
+        [mark, rules_hash, dataset, name],
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def remember(connection: Connection, dataset: str, name: str, mark: str, rules_hash: str) -> None:
+    connection.execute(
+        "INSERT INTO resource (dataset, name, mark, rules_hash) VALUES (%s, %s, %s, %s)",
+        [dataset, name, mark, rules_hash],
+    )
+
+
+def first_hand(connection: Connection, load_id: int) -> dict[str, Any]:
+    """The row of a load that was fetched and committed; raises UsageError for any other number."""
+    cursor = connection.execute(
+        "SELECT load_id, load_key, dataset, request, payload_sha256, scope, complete, kind, status, origin,"
+        " coalesce(observed_at, started_at) AS observed_at FROM load WHERE load_id = %s",
+        [load_id],
+    )
+    row = cursor.fetchone()
+    if row is None:
+        raise UsageError(f"there is no load {load_id}: see `load list`")
+    found = dict(zip([column.name for column in cursor.description or []], row, strict=True))
+    if found["kind"] != "fetch":
+        raise UsageError(f"load {load_id} is a {found['kind']}: name load {found['origin']}, which fetched the bytes")
+    if found["status"] == "blocked":
+        raise UsageError(f"load {load_id} was blocked and brought nothing: mend what blocked it and run `load`")
+    return found
+
+
+def last_reading(connection: Connection, load_id: int) -> tuple[int, str]:
+    """The load that says now what that load's bytes say, and the hash of its rules."""
+    row = connection.execute(
+        "SELECT load_id, rules_hash FROM load WHERE load_id = %(load)s OR origin = %(load)s AND kind = 'correction'"
+        " AND status <> 'blocked' ORDER BY load_id DESC LIMIT 1",
+        {"load": load_id},
+    ).fetchone()
+    return row or (load_id, "")
+
+
+def advance(connection: Connection, dataset: str, cursor: str, load_id: int, expected: int | None) -> None:
+    """Moves the watermark from `expected` to this load; raises ServiceError when another copy moved it meanwhile."""
+    moved = connection.execute(
+        "INSERT INTO watermark (dataset, cursor, load_id) VALUES (%(dataset)s, %(cursor)s, %(load)s)"
+        " ON CONFLICT (dataset) DO UPDATE SET cursor = excluded.cursor, load_id = excluded.load_id"
+        " WHERE watermark.load_id = %(expected)s",
+        {"dataset": dataset, "cursor": cursor, "load": load_id, "expected": expected},
+    ).rowcount
+    if not moved:
+        raise ServiceError(f"{dataset}: another copy went ahead while this one was away; nothing was committed")
+
+
+def name_data_version(connection: Connection) -> None:
     """Names the state that this commit makes current; by the lock, crossing commits see each other."""
     connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('data_version', 0))")
-    loads = dict(connection.execute("SELECT dataset, max(load_id) FROM load GROUP BY dataset").fetchall())
+    loads = dict(
+        connection.execute(
+            "SELECT dataset, max(load_id) FROM load WHERE status <> 'blocked' GROUP BY dataset"
+        ).fetchall()
+    )
     connection.execute(
         "INSERT INTO data_version (version, loads) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-        [name_of(loads), json.dumps(loads)],
+        [of_json(loads), json.dumps(loads)],
     )
+
+
+def newest(connection: Connection, dataset: str, scope: list[str], but: int | None) -> datetime | None:
+    """The latest moment that any committed load said something of the scope about, `but` the one."""
+    row = connection.execute(
+        "SELECT max(known_last) FROM load WHERE dataset = %s AND status <> 'blocked' AND load_id IS DISTINCT FROM %s"
+        " AND coalesce(origin, 0) IS DISTINCT FROM %s AND (scope = '{}' OR scope && %s)",
+        [dataset, but, but, scope],
+    ).fetchone()
+    return row[0] if row else None
+
+
+def said(
+    connection: Connection,
+    dataset: str,
+    scope: list[str],
+    since: datetime | None,
+    but: int | None = None,
+    only: int | None = None,
+) -> list[dict[str, Any]]:
+    """First-hand loads that said something of the scope at `since` or later, oldest first; `rank` is their order.
+
+    `but` leaves out what reads one's bytes, `only` asks for nothing else. Where one was corrected, the last correction
+    stands in its place, and in that of what was replayed before.
+    """
+    cursor = connection.execute(
+        """
+        SELECT coalesce(c.load_id, l.load_id) AS load_id, l.load_id AS rank, l.kind, l.origin, l.payload_sha256,
+               l.request, coalesce(c.rules, l.rules) AS rules, coalesce(l.observed_at, l.started_at) AS observed_at,
+               coalesce(c.scope, l.scope) AS scope, coalesce(c.complete, l.complete) AS complete
+        FROM load l LEFT JOIN LATERAL (
+            SELECT * FROM load c WHERE c.origin = l.load_id AND c.kind = 'correction' AND c.status <> 'blocked'
+            ORDER BY c.load_id DESC LIMIT 1) c ON true
+        WHERE l.dataset = %(dataset)s AND l.kind IN ('fetch', 'retry') AND l.status <> 'blocked'
+        AND (%(but)s::bigint IS NULL OR %(but)s NOT IN (l.load_id, coalesce(l.origin, 0)))
+        AND (%(only)s::bigint IS NULL OR %(only)s IN (l.load_id, l.origin))
+        AND NOT EXISTS (SELECT FROM load c WHERE l.kind = 'retry' AND c.origin = l.origin AND c.kind = 'correction'
+                        AND c.load_id > l.load_id AND c.status <> 'blocked')
+        AND (%(since)s::timestamptz IS NULL OR greatest(l.known_last, c.known_last) >= %(since)s)
+        AND (l.scope = '{}' OR l.scope && %(scope)s OR c.scope && %(scope)s)
+        ORDER BY l.load_id
+        """,
+        {"dataset": dataset, "scope": scope, "since": since, "but": but, "only": only},
+    )
+    names = [column.name for column in cursor.description or []]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

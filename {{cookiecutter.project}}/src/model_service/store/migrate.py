@@ -1,15 +1,13 @@
 """Brings the schema up to date: numbered SQL files, each once, in order, under a lock."""
 
 import hashlib
-from pathlib import Path
 
 import psycopg
 
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.store.connection import away
+from model_service.store.connection import MIGRATIONS, away, migrations
 
-FOLDER = Path(__file__).parent / "migrations"
 LOCK = 0x6D6F64656C  # any fixed number: one migration at a time in a database
 # At most 100 chunks over a century of the finest frequency: a chunk too many costs every read.
 CHUNK = {"day": "2 years", "week": "5 years", "month": "20 years", "quarter": "50 years", "year": "50 years"}
@@ -63,7 +61,7 @@ def migrate(url: str, contract: Contract) -> list[str]:
         )
         done: dict[str, str] = dict(connection.execute("SELECT name, sha256 FROM schema_migration").fetchall())
         applied = []
-        for path in sorted(FOLDER.glob("*.sql")):
+        for path in (MIGRATIONS / name for name in migrations()):
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             if path.name in done:
                 if done[path.name] != sha256:

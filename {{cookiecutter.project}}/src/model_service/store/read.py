@@ -1,15 +1,20 @@
 """Reads by two clocks: what the world knew (`known_at`) and which of our loads had committed (`data_version`)."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
 
 from model_service.errors import ServiceError
+
+_EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL's binary timestamps count from here
+VALUES = np.dtype([("valid_time", "M8[us]"), ("value", "f8")])
+Values = npt.NDArray[np.void]  # of dtype VALUES
 
 
 class UnknownDataVersion(ServiceError):
@@ -22,11 +27,6 @@ class DataVersion:
 
     version: str
     loads: dict[str, int]
-
-
-def name_of(loads: Mapping[str, int]) -> str:
-    text = json.dumps(loads, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def data_version(connection: psycopg.Connection[Any], version: str | None = None) -> DataVersion:
@@ -75,9 +75,52 @@ def vintages(
     return found
 
 
+def as_of(
+    connection: psycopg.Connection[Any],
+    names: Iterable[str],
+    known_at: datetime,
+    loads: Mapping[str, int],
+    first: datetime | None = None,
+    last: datetime | None = None,
+) -> dict[str, Values]:
+    """What was known of each series at `known_at` to the loads of a data version, in the order of valid_time.
+
+    `first` and `last` bound valid_time, both included. A missing value is NaN; a deleted one is not there.
+    """
+    found = dict.fromkeys(names, np.empty(0, VALUES))
+    # One packed column a series: decoding row by row would take longer than reading.
+    rows = connection.execute(
+        """
+        SELECT s.name, known.packed
+        FROM series s
+        JOIN jsonb_each_text(%(loads)s::jsonb) l (dataset, load_id) ON l.dataset = s.dataset
+        CROSS JOIN LATERAL (
+            SELECT string_agg(timestamptz_send(k.valid_time) || float8send(coalesce(k.value, 'NaN')), ''
+                              ORDER BY k.valid_time) AS packed
+            FROM (SELECT DISTINCT ON (o.valid_time) o.valid_time, o.value, o.state FROM observation o
+                  WHERE o.series_id = s.series_id AND o.load_id <= l.load_id::bigint AND o.known_from <= %(known)s
+                  AND o.valid_time BETWEEN %(first)s AND %(last)s
+                  ORDER BY o.valid_time, o.known_from DESC, o.load_id DESC) k
+            WHERE k.state <> 2) known
+        WHERE s.name = ANY(%(names)s) AND known.packed IS NOT NULL
+        """,
+        {"loads": json.dumps(dict(loads)), "known": known_at, "names": list(found), "first": first or "-infinity",
+         "last": last or "infinity"},
+        binary=True,
+    )  # fmt: skip
+    for name, packed in rows:
+        wire = np.frombuffer(packed, [("valid_time", ">i8"), ("value", ">f8")])
+        found[name] = values = np.empty(len(wire), VALUES)
+        values["valid_time"] = _EPOCH + wire["valid_time"].astype("m8[us]")
+        values["value"] = wire["value"]
+    return found
+
+
 def newest_known_from(connection: psycopg.Connection[Any]) -> datetime | None:
     """When the newest value held became known to the world, or None for an empty store."""
-    row = connection.execute("SELECT max(known_last) FROM load WHERE new + changed > 0").fetchone()
+    row = connection.execute(
+        "SELECT max(known_last) FROM load WHERE new + changed > 0 AND status <> 'blocked'"
+    ).fetchone()
     return row[0] if row else None
 
 

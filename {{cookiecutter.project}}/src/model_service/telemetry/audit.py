@@ -32,6 +32,7 @@ BACK_OFF_SECONDS = (0.5, 30.0)
 FLUSH_SECONDS = 5.0
 TIMEOUT_SECONDS = 10.0
 RETRY = frozenset({408, 429, 500, 502, 503, 504})
+Document = tuple[str, str, bytes]  # index, id, body
 
 
 class Audit:
@@ -43,10 +44,9 @@ class Audit:
     def __init__(self, url: str | None, outcome: Counter) -> None:
         self.url = url
         self._outcome = outcome
-        self._queue: deque[tuple[str, str, bytes]] = deque()
+        self._queue: deque[Document] = deque()
         self._bytes = 0
         self._lock = threading.Lock()
-        self._more = threading.Event()
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -69,7 +69,6 @@ class Audit:
                 return
             self._queue.append(item)
             self._bytes += len(item[2])
-        self._more.set()
 
     def stop(self) -> None:
         """Ships what is queued, for at most FLUSH_SECONDS; the rest is counted as dropped."""
@@ -77,7 +76,6 @@ class Audit:
             return
         self._deadline = time.monotonic() + FLUSH_SECONDS
         self._stopping.set()
-        self._more.set()
         self._thread.join(FLUSH_SECONDS + 1)
         if self._queue:
             log.error("audit documents dropped at stop", extra={"ecs": {"event.count": len(self._queue)}})
@@ -87,13 +85,11 @@ class Audit:
         client: Elasticsearch | None = None
         wait = BACK_OFF_SECONDS[0]
         while self._queue or not self._stopping.is_set():
-            self._more.wait()
             self._stopping.wait(LINGER_SECONDS)
             with self._lock:
                 batch = list(islice(self._queue, BATCH))
-                if not batch:
-                    self._more.clear()
-                    continue
+            if not batch:
+                continue
             try:
                 client = client or connect(str(self.url))
                 self._settle(batch, self._ship(client, batch))
@@ -109,7 +105,7 @@ class Audit:
                 self._stopping.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311
                 wait = min(wait * 2, BACK_OFF_SECONDS[1])
 
-    def _ship(self, client: "Elasticsearch", batch: list[tuple[str, str, bytes]]) -> list[int]:
+    def _ship(self, client: "Elasticsearch", batch: list[Document]) -> list[int]:
         """Sends the batch; returns one HTTP status per document."""
         lines: list[Any] = []
         for index, identifier, body in batch:
@@ -117,7 +113,7 @@ class Audit:
         answer = client.bulk(operations=lines, filter_path="items.*.status,items.*.error.type")
         return [item["create"]["status"] for item in answer["items"]]
 
-    def _settle(self, batch: list[tuple[str, str, bytes]], statuses: list[int]) -> None:
+    def _settle(self, batch: list[Document], statuses: list[int]) -> None:
         """Takes settled documents off the queue; those to be tried again go to its end. Raises if any has to wait."""
         again = []
         for document, status in zip(batch, statuses, strict=True):

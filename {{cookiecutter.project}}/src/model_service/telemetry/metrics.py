@@ -1,6 +1,6 @@
 """What `/metrics` shows: requests, predictions, and how old and how current the model and its data are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -8,7 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model_service.artifact import Model
 from model_service.contract import Alerts
+from model_service.freshness import Freshness
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
@@ -20,23 +22,37 @@ OUTCOMES = ("stored", "duplicate", "rejected", "dropped")
 class Facts(Collector):
     """What was last seen of model and data; a figure that is not known has no series."""
 
-    version: str = ""
-    digest: str = ""
-    trained_as_of: datetime | None = None
-    newest_known_from: datetime | None = None
+    model: Model | None = None
+    fresh: Sequence[Freshness] = ()
+    quarantined: Mapping[str, int] | None = None
     champion: str | None = None
     database_up: bool | None = None
 
     def collect(self) -> Iterator[Metric]:
         info = GaugeMetricFamily("model_info", "The model that answers", labels=["version", "digest"])
-        if self.digest:
-            info.add_metric([self.version, self.digest], 1)
+        trained = None
+        if self.model:
+            info.add_metric([self.model.version, self.model.digest], 1)
+            trained = datetime.fromisoformat(self.model.card["trained_as_of"]["known_at"])
         yield info
-        yield _gauge("model_age_seconds", "Since the newest knowledge it was trained on", _age(self.trained_as_of))
-        yield _gauge("data_age_seconds", "Since the newest value held became known", _age(self.newest_known_from))
-        yield _gauge("database_up", "1 when the database answered last time", self.database_up)
-        same = self.champion == self.digest if self.champion and self.digest else None
-        yield _gauge("champion_is_serving", "1 when the registry's champion is what answers", same)
+        yield GaugeMetricFamily("model_age_seconds", "Since the newest knowledge it was trained on", _age(trained))
+        newest = max((one.newest for one in self.fresh if one.newest), default=None)
+        yield GaugeMetricFamily("data_age_seconds", "Since the newest value held became known", _age(newest))
+        stale = GaugeMetricFamily(
+            "dataset_stale", "1 when late or frozen; how many series are discontinued", labels=["dataset", "state"]
+        )
+        for one in self.fresh:
+            for state, count in one.states.items():
+                stale.add_metric([one.dataset, state], count)
+        yield stale
+        waiting = GaugeMetricFamily("quarantine_open", "Cells that nothing was done about", labels=["rule"])
+        if self.quarantined is not None:
+            for rule, count in {"vintage_conflict": 0, **self.quarantined}.items():
+                waiting.add_metric([rule], count)
+        yield waiting
+        yield GaugeMetricFamily("database_up", "1 when the database answered last time", self.database_up)
+        same = self.champion == self.model.digest if self.champion and self.model else None
+        yield GaugeMetricFamily("champion_is_serving", "1 when the registry's champion is what answers", same)
 
 
 class Metrics:
@@ -72,7 +88,3 @@ class Metrics:
 
 def _age(since: datetime | None) -> float | None:
     return (datetime.now(UTC) - since).total_seconds() if since else None
-
-
-def _gauge(name: str, says: str, value: float | None) -> Metric:
-    return GaugeMetricFamily(name, says, value)

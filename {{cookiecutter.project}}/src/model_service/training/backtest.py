@@ -1,16 +1,16 @@
 """Rolling origins as they were lived: refitted every year on what was known then, judged by what came true."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
 from model_service import features, periods
 from model_service.contract import Contract
-from model_service.features import Flags, Floats, History
-from model_service.training import dataset, estimators
-from model_service.training.dataset import Cases
+from model_service.features import Flags, Floats, Integers
+from model_service.training import Cases, cases, estimators
 
 LEVELS = (0.8, 0.95)
 FEWEST_ERRORS = 24  # an interval from fewer realized errors would be a guess
@@ -24,7 +24,8 @@ class Backtest:
     lower, upper: [m, H, L], in the target's unit.
     """
 
-    places: range
+    table: Cases
+    places: Integers
     forecast: Floats
     truth: Floats
     baseline: dict[str, Floats]
@@ -34,50 +35,53 @@ class Backtest:
     @property
     def scored(self) -> Flags:
         """The origins whose truth is known at every horizon and for which every forecast could be made."""
-        known = ~np.isnan(self.truth) & ~np.isnan(self.forecast)
-        for forecast in self.baseline.values():
-            known &= ~np.isnan(forecast)
-        return np.asarray(known.all(axis=1))
+        return np.asarray(~np.isnan([self.truth, self.forecast, *self.baseline.values()]).any(axis=(0, 2)))
+
+    def coverage(self) -> dict[str, list[float]]:
+        """Share of truths inside the intervals, by level, one a horizon; 0 where no interval could be judged."""
+        truth = self.truth[:, :, None]
+        judged = ~np.isnan(truth) & ~np.isnan(self.lower)
+        inside = judged & (truth >= self.lower) & (truth <= self.upper)
+        shares = inside.sum(axis=0) / np.maximum(judged.sum(axis=0), 1)
+        return {str(level): shares[:, number].tolist() for number, level in enumerate(LEVELS)}
+
+    def spread(self, forecast: Floats) -> list[dict[str, Any]]:
+        """Intervals around a forecast made now, as offsets, from the errors of `forecast` [m, H] that are known now."""
+        errors = self.truth - forecast
+        return [
+            {"horizon": horizon, "level": level, "lower": float(low), "upper": float(high)}
+            for number, horizon in enumerate(self.table.contract.target.horizons)
+            for level, (low, high) in zip(LEVELS, offsets(errors[:, number]), strict=True)
+        ]
 
 
-def run(
-    contract: Contract, held: Mapping[str, History], table: Cases, say: Callable[[str], None] = lambda _: None
-) -> Backtest:
+def run(table: Cases, say: Callable[[str], None] = lambda _: None) -> Backtest:
     """Backtest from `train.first_origin` to the last case; truth is what is known at the last case."""
-    end = len(table.origin)
-    places = range(dataset.first_backtest(contract, table), end - 1)
-    season = periods.season(contract.series[contract.target.series].frequency)
-    own = estimators.own_changes(contract, held, table)
-    forecast: list[Floats] = []
-    baseline: dict[str, list[Floats]] = {}
-    for start in range(places.start, places.stop, season):
-        block = range(start, min(start + season, places.stop))
-        for name, values in _block(contract, held, table, own, block).items():
-            (forecast if name == "model" else baseline.setdefault(name, [])).append(values)
-        say(f"backtest {block.stop - places.start}/{len(places)} origins")
-    made = np.concatenate(forecast)
-    truth = dataset.labels(contract, held, table, int(table.origin[-1]))[places.start : places.stop]
-    lower, upper = _intervals(contract, held, table, places, made)
-    return Backtest(
-        places, made, truth, {name: np.concatenate(parts) for name, parts in baseline.items()}, lower, upper
-    )
+    places = np.arange(table.first_backtest, len(table.origin) - 1)
+    season = periods.season(table.contract.series[table.contract.target.series].frequency)
+    parts = []
+    for start in range(0, len(places), season):
+        parts.append(_block(table, places[start : start + season]))
+        say(f"backtest {min(start + season, len(places))}/{len(places)} origins")
+    made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    forecast = made.pop("model")
+    truth = table.labels(int(table.origin[-1]))[places]
+    return Backtest(table, places, forecast, truth, made, *_intervals(table, places, forecast))
 
 
-def _block(
-    contract: Contract, held: Mapping[str, History], table: Cases, own: estimators.Own, block: range
-) -> dict[str, Floats]:
-    """Forecasts of model and baselines at the block's cases, fitted on what was known at its first."""
-    known = dataset.labels(contract, held, table, int(table.origin[block.start]))
-    known[block.start :] = np.nan
-    made = {"model": _predict(estimators.fit(contract, table, known), table, block)}
-    return made | estimators.baselines(contract, table, own, known, block)
+def _block(table: Cases, block: Integers) -> dict[str, Floats]:
+    """Forecasts of model and baselines at the block's cases, fitted on what was known at its first: [len(block), H].
 
-
-def errors_known(
-    contract: Contract, held: Mapping[str, History], table: Cases, places: range, forecast: Floats, at: int
-) -> Floats:
-    """Errors (truth less forecast) of the backtest as known at `at`: [m, H], NaN where the truth was not known yet."""
-    return dataset.labels(contract, held, table, at)[places.start : places.stop] - forecast
+    NaN where inputs are missing.
+    """
+    known = table.labels(int(table.origin[block[0]]))
+    known[block[0] :] = np.nan
+    fitted = estimators.fit(table, known)
+    made = np.full((len(block), known.shape[1]), np.nan)
+    usable = table.complete[block]
+    if usable.any():
+        made[usable] = fitted.predict(table.inputs[block][usable])
+    return {"model": made} | estimators.baselines(table, known, block)
 
 
 def offsets(errors: Floats) -> Floats:
@@ -96,30 +100,17 @@ def offsets(errors: Floats) -> Floats:
     return np.array(found)
 
 
-def _intervals(
-    contract: Contract, held: Mapping[str, History], table: Cases, places: range, forecast: Floats
-) -> tuple[Floats, Floats]:
-    lower = np.full((*forecast.shape, len(LEVELS)), np.nan)
-    upper = lower.copy()
+def _intervals(table: Cases, places: Integers, forecast: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper ends [m, H, L], from the errors that were known at each origin."""
+    found = np.full((*forecast.shape, len(LEVELS), 2), np.nan)
     for number, place in enumerate(places):
-        errors = errors_known(contract, held, table, places, forecast, int(table.origin[place]))[:number]
-        for horizon in range(forecast.shape[1]):
-            found = offsets(errors[:, horizon])
-            lower[number, horizon] = forecast[number, horizon] + found[:, 0]
-            upper[number, horizon] = forecast[number, horizon] + found[:, 1]
-    return lower, upper
+        errors = (table.labels(int(table.origin[place]))[places] - forecast)[:number]
+        found[number] = [offsets(one) for one in errors.T]
+    ends = forecast[:, :, None, None] + found
+    return ends[..., 0], ends[..., 1]
 
 
-def _predict(fitted: estimators.Fitted, table: Cases, block: range) -> Floats:
-    """Forecasts at the block's cases; NaN where inputs are missing."""
-    made = np.full((len(block), len(fitted.estimators)), np.nan)
-    usable = table.complete[block.start : block.stop]
-    if usable.any():
-        made[usable] = fitted.predict(table.inputs[block.start : block.stop][usable])
-    return made
-
-
-def leaked(contract: Contract, rows: features.Rows, table: Cases, places: list[int]) -> list[int]:
+def leaked(table: Cases, places: list[int]) -> list[int]:
     """Origins at which a forecast changes when every value not known there is set to 1e9: there must be none.
 
     Each is made as the backtest makes the first of a block. What is known is worked out here from the rows and the
@@ -128,22 +119,18 @@ def leaked(contract: Contract, rows: features.Rows, table: Cases, places: list[i
     until = features.moment(int(table.origin[-1]))
     found = []
     for place in places:
-        poison = {
-            name: _poisoned(contract, name, rows[name], int(table.origin[place]))
-            for name in features.series_needed(contract)
-        }
-        made = [_forecast_at(contract, used, until, int(table.origin[place])) for used in (rows, poison)]
+        origin = int(table.origin[place])
+        poison = {name: _poisoned(table.contract, name, rows, origin) for name, rows in table.rows.items()}
+        made = [_forecast_at(table.contract, used, until, origin) for used in (table.rows, poison)]
         if made[0] != made[1]:
             found.append(place)
     return found
 
 
 def _forecast_at(contract: Contract, rows: features.Rows, until: datetime, origin: int) -> list[bytes]:
-    held = features.histories(contract, rows)
-    table = dataset.cases(contract, held, until)
-    own = estimators.own_changes(contract, held, table)
+    table = cases(contract, rows, until)
     place = int(np.searchsorted(table.origin, origin))
-    return [made.tobytes() for made in _block(contract, held, table, own, range(place, place + 1)).values()]
+    return [made.tobytes() for made in _block(table, np.array([place])).values()]
 
 
 def _poisoned(

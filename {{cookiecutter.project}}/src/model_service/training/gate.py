@@ -22,8 +22,8 @@ class Rule:
     limit: float
     says: str
 
-    def line(self) -> str:
-        return f"{'pass ' if self.ok else 'BLOCK'}  {self.name}: {self.says} {self.figure:.4g} (limit {self.limit:.4g})"
+    def __str__(self) -> str:
+        return f"{self.name}: {self.says} {self.figure:.4g}, limit {self.limit:.4g}"
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ def better_than(losses: Losses, baseline: str, limit: float, seed: int) -> Rule:
     centred = sums - difference.mean() * counts
     means = centred[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     share = float((1 + (means >= difference.mean()).sum()) / (1 + DRAWS))
-    return Rule(f"better_than_{baseline}", share <= limit, share, limit, f"p-value of no advantage over {baseline}")
+    return at_most(f"better_than_{baseline}", share, limit, f"p-value of no advantage over {baseline}")
 
 
 def rmse_ratio(losses: Losses, horizon: int, label: str, limit: float) -> Rule:
     """RMSE at one horizon against the best baseline there."""
     best, name = min((float(losses.baseline[name][:, horizon].mean()), name) for name in losses.baseline)
     ratio = float(np.sqrt(losses.model[:, horizon].mean() / best)) if best else float("inf")
-    return Rule(f"rmse_ratio_{label}", ratio <= limit, ratio, limit, f"RMSE relative to {name}, the best baseline,")
+    return at_most(f"rmse_ratio_{label}", ratio, limit, f"RMSE relative to {name}, the best baseline,")
 
 
 def at_least(name: str, figure: float, limit: float, says: str) -> Rule:

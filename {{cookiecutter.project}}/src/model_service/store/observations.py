@@ -1,0 +1,288 @@
+"""Rows on their way into `observation`: staged as they came, judged against what was known, stored where they differ.
+
+Only what changed is stored, against what was known just before a row's own `known_from`. A vintage that arrives after a
+later one would show through wherever the later one was found unchanged; so what the later ones stated about the touched
+cells is read again from their kept bytes, and stored too. A vintage's first statement about a cell stays in force.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+
+from model_service.contract import Series
+from model_service.errors import ServiceError
+from model_service.periods import instant, microseconds
+from model_service.store import judge as sql
+
+Connection = psycopg.Connection[Any]
+Cells = npt.NDArray[np.void]  # of dtype CELLS
+Batches = Iterable[Cells]
+
+# Times in microseconds since 1970, UTC; state 0 value, 1 missing, 2 deleted: the value is then NaN.
+CELLS = np.dtype([("line", "i8"), ("series_id", "i4"), ("valid_time", "i8"), ("known_from", "i8"), ("value", "f8"),
+                  ("state", "i2")])  # fmt: skip
+OUTCOMES = ("new", "changed", "same", "deleted", "conflict", "vanished")
+EPOCH_2000 = 946_684_800_000_000  # PostgreSQL's binary timestamps count from 2000
+HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+NAMES = CELLS.names or ()
+NOTHING = (2**62, -(2**62))  # an empty range of time
+WIRE = np.dtype([("fields", ">i2"), *(
+    part for name in NAMES for part in ((f"{name} size", ">i4"), (name, CELLS[name].newbyteorder(">")))
+)])  # fmt: skip
+
+
+def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series]) -> dict[str, int]:
+    """Registers what is new; raises ServiceError when a series changed its dataset, frequency or unit."""
+    connection.execute(
+        "INSERT INTO series (dataset, name, frequency, unit) SELECT %s, * FROM"
+        " unnest(%s::text[], %s::text[], %s::text[]) AS declared (name, frequency, unit)"
+        " WHERE name NOT IN (SELECT name FROM series) ON CONFLICT DO NOTHING",
+        [dataset, list(series), [one.frequency for one in series.values()], [one.unit for one in series.values()]],
+    )
+    ids = {}
+    for identity, name, *held in connection.execute(
+        "SELECT series_id, name, dataset, frequency, unit FROM series WHERE name = ANY(%s)", [list(series)]
+    ):
+        declared = [dataset, series[name].frequency, series[name].unit]
+        if held != declared:
+            raise ServiceError(
+                f"series {name} is held as {held}, service.toml says {declared}: give the new one a new name"
+            )
+        ids[name] = identity
+    return ids
+
+
+@dataclass(frozen=True)
+class Said:
+    """A committed load that said something about the dataset: whose bytes, as of when, and how to read them again."""
+
+    load_id: int
+    rank: int
+    known: datetime
+    scope: list[str]
+    complete: bool
+    cells: Callable[[], AbstractContextManager[Batches]]
+
+
+@dataclass
+class Landing:
+    """One payload's cells within its load transaction; `landed` counts them by what they turned out to be.
+
+    said_since: what other loads said at that moment or later. newest: the latest moment that any of them speaks of.
+    scope: ids of the series that the payload speaks of. complete: the moment at which it holds all there is of them.
+    before: what was said by the load that this one corrects, the load itself first.
+    vintage: the one moment that all cells speak of, where the payload has one.
+    """
+
+    connection: Connection
+    load_id: int
+    said_since: Callable[[datetime], Iterable[Said]]
+    newest: datetime | None = None
+    scope: list[int] = field(default_factory=list)
+    complete: datetime | None = None
+    before: list[Said] = field(default_factory=list)
+    vintage: datetime | None = None
+    fetched: int = 0
+    moments: set[int] = field(default_factory=set)
+    landed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    _series: set[int] = field(default_factory=set)
+    _first: int = NOTHING[0]
+    _last: int = NOTHING[1]
+    _sorted: bool = True
+    _recalled: bool = False
+    _held: tuple[int, int] | None = None
+    _since: datetime | None = None
+
+    def stage(self, batches: Batches) -> None:
+        """Writes the cells into a table of this transaction's own, and notes what they speak of."""
+        self.connection.execute(sql.TABLES)
+        self._held = self._find_held()
+        end = (-1, 0)
+        for cells in batches:
+            if not len(cells):
+                continue
+            self.fetched += len(cells)
+            self.moments.update(np.unique(cells["known_from"]).tolist())
+            if self._held:
+                cells = self._stored(cells, *self._held)  # noqa: PLW2901
+                if not len(cells):
+                    continue
+            series, valid_time = cells["series_id"], cells["valid_time"]
+            self._series.update(np.unique(series).tolist())
+            self._first, self._last = min(self._first, int(valid_time.min())), max(self._last, int(valid_time.max()))
+            ahead = (series[1:] > series[:-1]) | (series[1:] == series[:-1]) & (valid_time[1:] > valid_time[:-1])
+            self._sorted &= bool(ahead.all()) and end < (int(series[0]), int(valid_time[0]))
+            end = (int(series[-1]), int(valid_time[-1]))
+            _copy(self.connection, "stage", cells)
+        if self._held and self.vintage and self.moments - {microseconds(self.vintage)}:
+            raise ServiceError(f"a payload of {self.vintage} has cells of other moments; nothing was committed")
+        if len(self.moments) > 50:
+            self.connection.execute("CREATE INDEX ON stage (known_from)")
+        self.connection.execute("ANALYZE stage")
+
+    def land(self) -> None:
+        """Judges the stage, moment by moment, and stores what is new, changed, deleted or vanished."""
+        if self.before:
+            self._read(self.before, "old")
+        about: dict[str, Any] = {}
+        if self._series:
+            about = {"series": sorted(self._series), "first": instant(self._first), "last": instant(self._last)}
+        moments = [instant(known) for known in sorted(self.moments)]
+        once = self._sorted or len(moments) == 1  # each cell
+        if not self._series:
+            pass
+        elif not self.before and self.newest is None and once:
+            order = "" if self._sorted else " ORDER BY series_id, valid_time"
+            self.landed["new"] += self.connection.execute(sql.FIRST + order, [self.load_id]).rowcount
+            self.landed["same"] = self._count("SELECT count(*) FROM stage WHERE state = %s", 2)
+        elif not self.before and (self.newest is None or moments[0] > self.newest):
+            asked = about | {"known": moments[0], "load": self.load_id}
+            self.connection.execute(sql.MERGE.format("off"))
+            judged = self.connection.execute(sql.LAND_ONE if once else sql.LAND_SEVERAL, asked)
+            for outcome, count in judged.fetchall():
+                self.landed[outcome] += count
+            self.connection.execute(sql.MERGE.format("on"))
+        else:
+            for known in moments:
+                self._land(known, about)
+            for outcome in ("same", "conflict"):
+                self.landed[outcome] = self._count("SELECT count(*) FROM verdict WHERE outcome = %s", outcome)
+        if self.complete and (self.newest or self.before) and self._held != NOTHING:
+            self._vanish(self.complete)
+        if self.before:
+            self._withdraw()
+        wanted = sum(self.landed[name] for name in ("new", "changed", "deleted", "vanished"))
+        lie = "SELECT count(*), min(known_from) FROM observation WHERE load_id = %s"
+        found, self._since = self.connection.execute(lie, [self.load_id]).fetchone() or (0, None)
+        if found != wanted:
+            raise ServiceError(
+                f"load {self.load_id}: {found} rows lie there, {wanted} were stored; nothing was committed"
+            )
+
+    def _find_held(self) -> tuple[int, int] | None:
+        """First and last period of which anything is held; None where the cells may contradict what was said."""
+        if self.vintage is None or self.before or (self.newest and self.vintage <= self.newest):
+            return None
+        held = self.connection.execute(sql.RANGE, [self.scope]).fetchone() if self.newest else None
+        return (microseconds(held[0]), microseconds(held[1])) if held and held[0] else NOTHING
+
+    def _stored(self, cells: Cells, first: int, last: int) -> Cells:
+        """Stores the values of periods before and after all that is held: they are new. Returns the other cells."""
+        new = ((cells["valid_time"] < first) | (cells["valid_time"] > last)) & (cells["state"] == 0)
+        if new.any():
+            self.landed["new"] += _copy(self.connection, sql.DIRECT, cells[new], self.load_id)
+        rest: Cells = cells[~new]
+        return rest
+
+    def _land(self, known: datetime, about: Mapping[str, Any]) -> None:
+        self._do(sql.MATCH, known=known, **about)
+        if self.newest and known <= self.newest and self._any(sql.NEWS, known=known):
+            self._recall(known)
+            self._do(sql.CONFLICT, known=known)
+            self._do(sql.CONFLICT_ABSENT, known=known)
+        for outcome in ("new", "changed", "deleted"):
+            self.landed[outcome] += self._do(sql.INSERT_MATCHED, known=known, outcome=outcome)
+        order = "" if self._sorted else " ORDER BY series_id, valid_time"
+        self.landed["new"] += self._do(sql.INSERT_NEW + order, known=known)
+
+    def conflicts(self) -> Iterator[tuple[int, str, datetime, str, str]]:
+        """Line, series, valid_time, value and detail of each cell that contradicts its vintage's first statement."""
+        yield from self.connection.execute(sql.CONFLICTS).fetchall()
+
+    def late(self, draw: Callable[[], int]) -> dict[int, tuple[int, int]]:
+        """Stores what later vintages said of the cells that this load touched.
+
+        Returns {load that said it: (load that brings its rows, number of rows)}; `draw` gives a new load's number.
+        """
+        since = self._since
+        if since is None or self.newest is None or self.newest <= since:
+            return {}
+        self.connection.execute(sql.TOUCH, [self.load_id])
+        self._recall(since)
+        origins = self.connection.execute("SELECT DISTINCT load_id FROM stated ORDER BY 1").fetchall()
+        numbers = {origin: draw() for (origin,) in [*origins, (self.load_id,)]}
+        self.connection.execute("ANALYZE stated, touched")
+        for (known,) in self.connection.execute(sql.LATER, {"since": since}).fetchall():
+            self._do(sql.INSERT_LATE, known=known, origins=list(numbers), lates=list(numbers.values()))
+            self._do(sql.RESTORE, known=known, late=numbers[self.load_id])
+        counted = "SELECT load_id, count(*) FROM observation WHERE load_id = ANY(%s) GROUP BY 1"
+        counts = dict(self.connection.execute(counted, [list(numbers.values())]).fetchall())
+        return {origin: (late, counts[late]) for origin, late in numbers.items() if late in counts}
+
+    def _vanish(self, known: datetime) -> None:
+        if self.newest and known <= self.newest:
+            self._recall(known)
+        # What was stored as it came lies outside of what was held.
+        first, last = map(instant, self._held) if self._held else ("-infinity", "infinity")
+        about = {"series": self.scope, "first": first, "last": last, "known": known}
+        self.landed["vanished"] += self._do(sql.VANISH, **about)
+
+    def _withdraw(self) -> None:
+        for known in self._said_before():
+            if known != self.complete:  # there, what the bytes lack has vanished
+                self._recall(known)
+                self.landed["vanished"] += self._do(sql.WITHDRAW, known=known)
+
+    def _said_before(self) -> list[datetime]:
+        """The moments that the load to be corrected spoke of."""
+        if not self.before:
+            return []
+        moments = "SELECT DISTINCT known_from FROM old ORDER BY 1"
+        return [known for (known,) in self.connection.execute(moments).fetchall()]
+
+    def _recall(self, since: datetime) -> None:
+        """Reads again what other loads said from `since` on about the cells in question; once is enough."""
+        if self._recalled:
+            return
+        self._recalled = True
+        if self.complete or self.before:
+            self.connection.execute(sql.CELLS_ALL, [self.scope])
+        else:
+            self.connection.execute(sql.CELLS_STAGED)
+        for said in self.said_since(min([since, *self._said_before()])):
+            self._read([said], "again")
+            asked = {"load": said.load_id, "rank": said.rank, "known": said.known, "scope": said.scope}
+            self.connection.execute(sql.REMEMBER, asked)
+            if said.complete:
+                self.connection.execute(sql.REMEMBER_ABSENT, asked)
+            self.connection.execute("DROP TABLE again")
+
+    def _read(self, loads: list[Said], into: str) -> None:
+        self.connection.execute(f"CREATE TEMP TABLE {into} (LIKE stage) ON COMMIT DROP")
+        for said in loads:
+            with said.cells() as batches:
+                for cells in batches:
+                    _copy(self.connection, into, cells)
+
+    def _do(self, statement: str, **asked: Any) -> int:
+        own = {"load": self.load_id, "rank": self.before[0].rank if self.before else self.load_id}
+        return self.connection.execute(statement, own | asked).rowcount
+
+    def _any(self, statement: str, **asked: Any) -> bool:
+        return bool((self.connection.execute(statement, asked).fetchone() or [False])[0])
+
+    def _count(self, statement: str, value: Any) -> int:
+        return int((self.connection.execute(statement, [value]).fetchone() or [0])[0])
+
+
+def _copy(connection: Connection, table: str, cells: Cells, load_id: int | None = None) -> int:
+    """COPY in PostgreSQL's binary format, as documented under COPY, "Binary Format"; `load_id` in place of `line`."""
+    rows = np.empty(len(cells), WIRE)
+    rows["fields"] = len(NAMES)
+    for name in NAMES:
+        rows[f"{name} size"] = CELLS[name].itemsize
+        rows[name] = cells[name]
+    for name in ("valid_time", "known_from"):
+        rows[name] = cells[name] - EPOCH_2000
+    if load_id is not None:
+        rows["line"] = load_id
+    cursor = connection.cursor()
+    with cursor.copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
+        copy.write(HEADER + rows.tobytes() + b"\xff\xff")
+    return cursor.rowcount

@@ -1,0 +1,82 @@
+"""What was refused, as it came, with the rule and the reason; and what was done about it, in rows of its own."""
+
+from collections.abc import Collection
+from typing import Any
+
+import psycopg
+
+from model_service.errors import ServiceError, UsageError
+from model_service.settings import who
+
+Connection = psycopg.Connection[Any]
+Wanted = dict[tuple[int, str | None], int]  # (line, series or None for the whole line): quarantine_id
+
+
+def keep(connection: Connection, load_id: int, file: str, rejects: list[Any]) -> int:
+    """Keeps what was refused: each a record with line, series, valid_time, raw, rule, detail. Returns how many."""
+    if not rejects:
+        return 0
+    with connection.cursor().copy(
+        "COPY quarantine (load_id, file, line, series, valid_time, raw, rule, detail) FROM STDIN"
+    ) as copy:
+        for one in rejects:
+            raw = one.raw.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL's text takes no NUL
+            copy.write_row((load_id, file, one.line, one.series, one.valid_time, raw, one.rule, one.detail))
+    return len(rejects)
+
+
+def waiting(connection: Connection, load_id: int, kind: str = "retry") -> Wanted:
+    """What that load, or a later reading of its bytes, quarantined and nothing was done about yet.
+
+    A contradicted vintage stays refused in a retry; a correction takes up all.
+    """
+    rows = connection.execute(
+        "SELECT line, series, quarantine_id FROM quarantine q JOIN load l USING (load_id)"
+        " WHERE %(load)s IN (l.load_id, l.origin) AND (rule <> 'vintage_conflict' OR %(kind)s = 'correction')"
+        " AND NOT EXISTS (SELECT FROM quarantine_action a WHERE a.quarantine_id = q.quarantine_id)",
+        {"load": load_id, "kind": kind},
+    )
+    return {(line, series): number for line, series, number in rows}
+
+
+def settled(connection: Connection, load_id: int) -> Wanted:
+    """What that load, a retry, took up."""
+    rows = connection.execute(
+        "SELECT line, series, quarantine_id FROM quarantine JOIN quarantine_action a USING (quarantine_id)"
+        " WHERE a.load_id = %s",
+        [load_id],
+    )
+    return {(line, series): number for line, series, number in rows}
+
+
+def settle(connection: Connection, numbers: Collection[int], action: str, load_id: int | None, reason: str) -> None:
+    """Notes, in the caller's transaction, who did what about quarantined cells and why.
+
+    Raises ServiceError when another copy settled one meanwhile.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('quarantine_action', 0))")
+    noted = connection.execute(
+        "INSERT INTO quarantine_action (quarantine_id, action, load_id, who, reason)"
+        " SELECT number, %s, %s, %s, %s FROM unnest(%s::bigint[]) AS number WHERE NOT EXISTS ("
+        " SELECT FROM quarantine_action a WHERE a.quarantine_id = number)",
+        [action, load_id, who(), reason, list(numbers)],
+    ).rowcount
+    if noted != len(numbers):
+        raise ServiceError("another copy settled some of these cells meanwhile; nothing was committed: look again")
+
+
+def drop(connection: Connection, numbers: Collection[int], reason: str) -> None:
+    """Settles that these stay out for good; raises UsageError when one is unknown, or was settled before."""
+    with connection.transaction():
+        held = dict(
+            connection.execute(
+                "SELECT quarantine_id, action || ' by ' || who || ' on ' || at::date FROM quarantine"
+                " LEFT JOIN quarantine_action USING (quarantine_id) WHERE quarantine_id = ANY(%s)",
+                [list(numbers)],
+            ).fetchall()
+        )
+        if unknown := [str(one) for one in numbers if one not in held]:
+            raise UsageError(f"nothing is in quarantine as {', '.join(unknown)}: see `quarantine list`")
+        if done := [f"{one}: {held[one]}" for one in numbers if held[one]]:
+            raise UsageError(f"was settled before ({'; '.join(done)}): nothing was dropped")
+        settle(connection, numbers, "drop", None, reason)
