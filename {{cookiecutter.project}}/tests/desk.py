@@ -31,7 +31,7 @@ kind = "csv"
 path = "*.csv"
 layout = "long"
 delimiter = ";"
-date = {{ column = "month", format = "%Y-%m" }}
+date = {{ column = "month", format = "{dates}" }}
 value_column = "{column}"
 decimal = "{decimal}"
 complete = {complete}
@@ -39,12 +39,12 @@ complete = {complete}
 {more}
 [series.{name}_0]
 source = "{name}"
-frequency = "month"
+frequency = "{frequency}"
 unit = "percent"
 release_lag_days = 7
 [series.{name}_1]
 source = "{name}"
-frequency = "month"
+frequency = "{frequency}"
 unit = "percent"
 release_lag_days = 7
 [target]
@@ -73,6 +73,8 @@ class Desk:
     complete: bool = False
     vintages: bool = True
     more: str = ""
+    frequency: str = "month"
+    dates: str = "%Y-%m"
     name: str = field(default_factory=lambda: f"d{uuid.uuid4().hex[:8]}")
     said: list[str] = field(default_factory=list)
 
@@ -83,6 +85,7 @@ class Desk:
             TOML.format(
                 name=self.name, column=column, decimal=decimal, vintage=vintage, more=self.more,
                 complete=str(self.complete).lower(),
+                frequency=self.frequency, dates=self.dates,
             )
         )  # fmt: skip
         return contracts.load(path)

@@ -339,7 +339,7 @@ FRESHNESS = {
     "late by its own cadence": (40, STEADY, "cadence_days = 14", f"late; {SINCE} 40 days ago, expected every 14 days"),
     "frozen": (100, STEADY, "", f"frozen: fetched without anything new; {SINCE} 100 days ago"),
     "discontinued": (40, STEADY[:32] + [""] * 4, "", f"fresh; {SINCE} 40 days ago, expected every 31 days; "
-                                                     "discontinued: B"),
+                                                     "discontinued (1): B"),
 }  # fmt: skip
 
 

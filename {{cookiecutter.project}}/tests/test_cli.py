@@ -65,6 +65,20 @@ def test_the_files_in_the_other_order_answer_the_same(
         assert count(url, known.format(day)) == count(twin, known.format(day))
 
 
+def test_data_shows_what_was_known_then(run: Run) -> None:
+    assert run("load")[0] == 0
+    code, output, _ = run("data", "UNRATE", "PAYEMS", "--as-of", "2016-07-01")
+    lines = output.splitlines()
+    assert code == 0
+    assert lines[:2] == ["series,period,value", "UNRATE,1985-01-01,7.3"]
+    assert [line for line in lines if line.startswith("UNRATE")][-1] == "UNRATE,2016-05-01,4.7"
+    later = run("data", "UNRATE")[1].splitlines()
+    assert later[-1] == "UNRATE,2016-06-01,4.9"
+    assert json.loads(run("data", "UNRATE", "--json")[1])[-1] == ["UNRATE", "2016-06-01", 4.9]
+    code, _, messages = run("data", "UNRAT")
+    assert (code, "did you mean 'UNRATE'" in messages) == (2, True)
+
+
 FAULTS = {
     "no file": (lambda root: [(root / one).unlink() for one in (FIRST, SECOND)], "no file matches"),
     "empty file": (lambda root: (root / SECOND).write_text(""), "2016-07-29.csv"),

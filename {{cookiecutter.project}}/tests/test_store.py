@@ -4,6 +4,7 @@ import random
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from model_service.contract import Contract
 from model_service.errors import ServiceError
+from model_service.loader import run
 from model_service.store import connection as entrance
 from model_service.store import judge, ledger, observations, raw, read
 from model_service.store.connection import DatabaseAway, connect
@@ -217,6 +219,14 @@ def test_what_a_complete_payload_lacks_has_vanished_and_is_new_when_it_returns(m
     assert [C in store.at(number) for number in (10, 40, 70)] == [True, False, True]
 
 
+def test_a_vintage_that_reaches_further_and_lacks_a_cell_is_stored_and_counted(make: Callable[..., Store]) -> None:
+    store = make(complete=True, more="max_vanished = 1.0")
+    store.load(0, {A: 5.0, B: 5.1})
+    done = store.load(30, {B: 5.1, C: 5.3})
+    assert store.at(30) == {B: 5.1, C: 5.3}
+    assert (done["fetched"], done["new"], done["same"], done["vanished"]) == (2, 1, 1, 1)
+
+
 def test_a_quarantined_cell_has_not_vanished(make: Callable[..., Store]) -> None:
     store = make(complete=True)
     store.load(0, {A: 5.0, B: 6.0})
@@ -253,8 +263,6 @@ def test_without_vintages_what_was_quarantined_counts_from_when_it_came(make: Ca
 def test_a_file_that_looks_as_it_did_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.load(0, {A: 5.0})
     monkeypatch.setattr(raw, "sha256_of", lambda path: pytest.fail(f"{path} was read"))
-    from model_service.loader import run
-
     again = run.load(store.contract(), store.url, store.root, store.said.append)
     assert [one["outcome"] for one in again] == ["nothing new"]
 
@@ -272,23 +280,38 @@ def test_a_figure_that_does_not_add_up_cannot_be_committed(store: Store, monkeyp
     assert store.count("SELECT count(*) FROM observation") == 0
 
 
-def test_a_row_lost_between_stage_and_insert_stops_the_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    lossy = judge.FIRST.replace("FROM stage WHERE", "FROM stage WHERE line > 2 AND")
-    assert lossy != judge.FIRST
-    monkeypatch.setattr(judge, "FIRST", lossy)
+def test_a_row_lost_on_the_way_into_an_empty_store_stops_the_load(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = observations._copy
+    monkeypatch.setattr(
+        observations, "_copy", lambda connection, table, cells, *more: honest(connection, table, cells[1:], *more)
+    )
     with pytest.raises(psycopg.errors.CheckViolation):
         store.load(0, {A: 5.0, B: 5.1})
     assert store.count("SELECT count(*) FROM load") == 0
 
 
-def test_a_row_that_another_hand_removed_is_missed_by_the_recount(
-    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+def test_a_row_lost_between_stage_and_verdict_stops_the_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.load(0, {A: 5.0, B: 5.1})
+    lossy = judge.LAND_ONE.replace("FROM stage s", "FROM (SELECT * FROM stage WHERE line > 2) s")
+    assert lossy != judge.LAND_ONE
+    monkeypatch.setattr(judge, "LAND_ONE", lossy)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        store.load(30, {A: 6.0, B: 6.1})
+    assert store.count("SELECT count(*) FROM load") == 1
+
+
+@pytest.mark.parametrize(
+    "loss", [("%(load)s", "%(load)s + 1000"), ("outcome <> 'same'", "outcome <> 'same' AND false")]
+)
+def test_a_row_that_is_not_there_is_missed_by_the_recount(
+    store: Store, loss: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = judge.FIRST.replace("%s", "%s + 1000")
-    assert elsewhere != judge.FIRST
-    monkeypatch.setattr(judge, "FIRST", elsewhere)
+    store.load(0, {A: 5.0})
+    monkeypatch.setattr(judge, "LAND_ONE", judge.LAND_ONE.replace(*loss))
     with pytest.raises(ServiceError, match="nothing was committed"):
-        store.load(0, {A: 5.0})
+        store.load(30, {A: 6.0})
 
 
 PHASES = [
@@ -335,6 +358,9 @@ def test_a_claimed_dataset_is_left_to_the_copy_that_holds_it(url: str) -> None:
             assert free is None
             assert holder is not None
             assert holder.startswith("host:1 since")
+        one.execute("INSERT INTO attempt (dataset, runner, finished_at) VALUES ('macro', 'host:2', now())")
+        with ledger.claim(two, "macro") as holder:
+            assert holder == "another copy", "a run that died earlier holds nothing"
 
 
 INSERT_ONLY = [
@@ -378,16 +404,22 @@ def test_a_newer_schema_will_do_and_an_older_one_is_refused(
         store.load(30, {A: 6.0})
 
 
-def test_observation_is_a_hypertable_of_few_chunks_where_timescaledb_is_there(store: Store) -> None:
-    found = store.connection.execute("SELECT FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
+DAILY = {"frequency": "day", "dates": "%Y-%m-%d"}
+
+
+@pytest.mark.parametrize("how", [{}, DAILY], ids=["monthly", "a daily dataset that joins a monthly service"])
+def test_observation_is_a_hypertable_of_few_chunks_where_timescaledb_is_there(
+    make: Callable[..., Store], how: dict[str, str]
+) -> None:
+    store = make(**how)
+    found = store.connection.execute("SELECT true FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
     if found is None:
         pytest.skip("plain PostgreSQL: TEST_DATABASE_URL names no TimescaleDB")
-    months = [f"{store.name}_0;{year}-{month:02};5.0;5.0" for year in range(1930, 2010) for month in range(1, 13)]
-    store.write(30_000, {A: 5.0})
-    (store.root / f"{day(0):%Y-%m-%d}.csv").write_text("\n".join(["series;month;value;right", *months]))
-    from model_service.loader import run
-
-    run.load(store.contract(), store.url, store.root, store.said.append)
+    first = date(1930, 1, 1)
+    days = {f"{first + timedelta(days=number):{store.dates}}" for number in range(80 * 365)}
+    lines = [f"{store.name}_0;{one};5.0;5.0" for one in sorted(days)]
+    (store.root / f"{day(0):%Y-%m-%d}.csv").write_text("\n".join(["series;month;value;right", *lines]))
+    assert run.load(store.contract(), store.url, store.root, store.said.append)[0]["new"] == len(days)
     chunks = store.count("SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'observation'")
     assert 1 < chunks <= 100
 

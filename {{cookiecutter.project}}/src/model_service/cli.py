@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("migrate", verbs.migrate, "bring the database's schema up to date")
     _load_words(verb)
     _quarantine_words(verb)
+    data = verb("data", verbs.data, "what was known of some series, or of all, as CSV")
+    data.add_argument("series", nargs="*", metavar="SERIES")
+    _clocks(data)
     train = verb("train", verbs.train, "backtest, gate, register and promote a model")
     train.add_argument(
         "--as-of", type=_as_of, metavar="TIME", help="train on what was known then (a date: its end, UTC)"

@@ -12,6 +12,7 @@ from model_service.contract import CADENCE_DAYS, Contract
 STATES = ("late", "frozen", "discontinued")
 GRACE_DAYS = 3  # at least, and half the cadence: weekends, holidays
 FROZEN_AFTER = 3  # cadences over which fetching brought nothing new
+SHOWN = 10  # names in a line
 DISCONTINUED_AFTER = 3  # periods that others of its dataset went on
 
 
@@ -52,7 +53,8 @@ class Freshness:
             return "nothing has been loaded yet: run `load`"
         state = "frozen: fetched without anything new" if self.frozen else "late" if self.late else "fresh"
         since = f"the newest value became known {(self.now - self.newest).days} days ago"
-        stopped = f"; discontinued: {', '.join(self.discontinued)}" if self.discontinued else ""
+        names = [*self.discontinued[:SHOWN], *["..."] * (len(self.discontinued) > SHOWN)]
+        stopped = f"; discontinued ({len(self.discontinued)}): {', '.join(names)}" if names else ""
         return f"{state}; {since}, expected every {self.cadence.total_seconds() / 86_400:g} days{stopped}"
 
 

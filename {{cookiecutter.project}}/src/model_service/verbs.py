@@ -80,6 +80,26 @@ def _again(arguments: Namespace, url: str, number: int, kind: str) -> int:
     return 0
 
 
+def data(arguments: Namespace) -> None:
+    """What was known of some series by both clocks, as CSV: an empty value is one that the provider calls missing."""
+    from model_service.store import read
+
+    declared = _contract().series
+    names = arguments.series or list(declared)
+    if unknown := [name for name in names if name not in declared]:
+        raise UsageError(f"no series {unknown[0]!r} in service.toml{contract.nearest(unknown[0], declared)}")
+    with database() as url, connect(url) as connection:
+        loads = read.data_version(connection, arguments.data_version).loads
+        found = read.as_of(connection, names, arguments.as_of or datetime.now(UTC), loads)
+    rows = [
+        (name, str(valid_time)[:10], None if value != value else float(value))
+        for name, values in found.items()
+        for valid_time, value in values.tolist()
+    ]
+    lines = [f"{name},{period},{'' if value is None else repr(value)}" for name, period, value in rows]
+    _print(arguments, rows, "\n".join(["series,period,value", *lines]))
+
+
 def load_list(arguments: Namespace) -> None:
     if arguments.dataset is not None and arguments.dataset not in (declared := _contract().source):
         hint = contract.nearest(arguments.dataset, declared)

@@ -13,6 +13,8 @@ from model_service import settings
 from model_service.errors import ServiceError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+# A host that vanished is noticed within a minute, on either side: its claim would last for hours otherwise.
+KEEPALIVES: dict[str, Any] = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 Role = Literal["owner", "loader", "reader"]
 
 
@@ -51,13 +53,14 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Co
     A schema that is newer than this code will do: migrations only add. An older one is refused.
     """
     try:
-        settled: dict[str, Any] = {"connect_timeout": 10, **options}
+        settled: dict[str, Any] = {"connect_timeout": 10, **KEEPALIVES, **options}
         connection = psycopg.connect(url, autocommit=True, **settled)
     except psycopg.Error as error:
         raise away(error) from None
     try:
         connection.execute(f"SET ROLE model_{role}")
-        connection.execute("SET TIME ZONE 'UTC'")
+        kept = "".join(f"; SET tcp_{name} = {value}" for name, value in KEEPALIVES.items())
+        connection.execute(f"SET TIME ZONE 'UTC'{kept}")
         applied = {name for (name,) in connection.execute("SELECT name FROM schema_migration").fetchall()}
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedTable):
         connection.close()

@@ -80,8 +80,8 @@ def claim(connection: Connection, dataset: str) -> Iterator[str | None]:
                 connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
         return
     holder = connection.execute(
-        "SELECT runner || ' since ' || started_at FROM attempt WHERE dataset = %s AND finished_at IS NULL"
-        " ORDER BY attempt_id DESC LIMIT 1",
+        "SELECT runner || ' since ' || started_at FROM attempt WHERE finished_at IS NULL"
+        " AND attempt_id = (SELECT max(attempt_id) FROM attempt WHERE dataset = %s)",
         [dataset],
     ).fetchone()
     yield holder[0] if holder else "another copy"
