@@ -162,7 +162,7 @@ def test_a_pair_of_clocks_names_one_answer_for_ever(
         return max(0, number // 2 - chance.choice([0, 0, 0, 1, 5]))
 
     for number in range(500):
-        if number % 10 == 0:
+        if number % 10 == 5:  # not the first: who makes a chunk of a hypertable holds others up until COMMIT
             monkeypatch.setattr(ledger, "advance", crossed)  # the other dataset draws later and commits earlier
         if number % 25 == 24:
             one.correct(chance.choice(committed[-20:]))
@@ -171,7 +171,7 @@ def test_a_pair_of_clocks_names_one_answer_for_ever(
             right = {cell: float(chance.randrange(9)) for cell in some}
             done = one.load(moment(), {cell: float(chance.randrange(9)) for cell in some}, right=right)
             committed += [done["load_id"]] * (done["outcome"] == "loaded")
-        if number in (3, 50, 120, 300):
+        if number in (8, 50, 120, 300):
             for desk in (one, other):
                 for at in (1, 20, 200):
                     answers[desk.name, desk.version(), at] = desk.at(at)
