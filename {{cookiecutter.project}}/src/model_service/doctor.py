@@ -32,6 +32,11 @@ def _finding(check: str, state: str, says: str) -> Finding:
     return {"check": check, "state": state, "says": says}
 
 
+def _look(check: str, trouble: str, fine: str) -> Finding:
+    """What a person should look at, or, where that is nothing, that all is well."""
+    return _finding(check, "look", trouble) if trouble else _finding(check, "ok", fine)
+
+
 def _ledger(connection: Connection) -> Finding:
     wrong = connection.execute(
         """
@@ -55,11 +60,8 @@ def _left_over(connection: Connection) -> Finding:
         "SELECT DISTINCT ON (dataset) * FROM attempt ORDER BY dataset, attempt_id DESC) last"
         " WHERE coalesce(outcome, 'died') IN ('died', 'failed')"
     ).fetchall()
-    if rows:
-        return _finding(
-            "attempts", "look", "; ".join(f"{dataset} by {runner}: {detail}" for dataset, runner, detail in rows)
-        )
-    return _finding("attempts", "ok", "the last run of each loader ended well")
+    trouble = "; ".join(f"{dataset} by {runner}: {detail}" for dataset, runner, detail in rows)
+    return _look("attempts", trouble, "the last run of each loader ended well")
 
 
 def _refused(connection: Connection) -> Finding:
@@ -69,18 +71,14 @@ def _refused(connection: Connection) -> Finding:
         " WHERE kind <> 'late' ORDER BY dataset, request->>'file', load_id DESC) last"
         " WHERE status <> 'committed' ORDER BY 1"
     ).fetchall()
-    if rows:
-        says = "; ".join(f"load {number} of {file} was {status}" for number, status, file in rows)
-        return _finding("loads", "look", f"{says}: see `load show`")
-    return _finding("loads", "ok", "none was blocked or marked")
+    says = "; ".join(f"load {number} of {file} was {status}" for number, status, file in rows)
+    return _look("loads", says and f"{says}: see `load show`", "none was blocked or marked")
 
 
 def _quarantine(connection: Connection) -> Finding:
     waiting = freshness.quarantined(connection)
     says = ", ".join(f"{count:,} by rule {rule}" for rule, count in waiting.items())
-    if waiting:
-        return _finding("quarantine", "look", f"waiting: {says}; see `quarantine list`")
-    return _finding("quarantine", "ok", "nothing waits in it")
+    return _look("quarantine", says and f"waiting: {says}; see `quarantine list`", "nothing waits in it")
 
 
 def _checks(contract: Contract, connection: Connection) -> list[Finding]:

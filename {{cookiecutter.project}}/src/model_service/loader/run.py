@@ -142,8 +142,8 @@ class Run:
         entry = ledger.Entry(
             dataset=self.dataset, load_key=key, request=request, payload_sha256=sha256, rules=self.rules,
             rules_hash=self.rules_hash, parser_version=source.PARSER_VERSION, code_version=digests.of_code(),
-            started_at=started,
-            observed_at=started, scope=list(payload.series or self.series), complete=payload.complete,
+            started_at=started, observed_at=started, scope=list(payload.series or self.series),
+            complete=payload.complete,
         )  # fmt: skip
         found = self._commit(entry, source.parse(payload, self.options, self.series))
         if found["outcome"] == "loaded":
@@ -232,9 +232,9 @@ class Run:
         landed = {name: landing.landed[name] for name in ("new", "changed", "same", "deleted", "vanished")}
         counts = ledger.Counts(landing.fetched + rejected, quarantined=rejected + len(conflicts), **landed)
         known = instant(max(landing.moments)) if landing.moments else None
-        judged = (
-            landing.landed if entry.kind == "fetch" else {**landing.landed, "vanished": 0}
-        )  # a person takes it back
+        judged = dict(landing.landed)
+        if entry.kind != "fetch":
+            judged["vanished"] = 0  # a person takes it back, whatever its share
         return landing, counts, checks.batch(self.connection, self.contract, self.dataset, load_id, judged, known)
 
     def _report(

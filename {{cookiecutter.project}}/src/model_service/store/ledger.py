@@ -19,8 +19,8 @@ Connection = psycopg.Connection[Any]
 class Entry:
     """What makes a load the load that it is; `load_key` covers bytes, request, rules and parser.
 
-    kind: `fetch`, or what is read again from kept bytes of `origin`: `late` (because of `replay_for`), `correction`,
-    `retry` (of what was quarantined). observed_at (UTC) dates the cells that no vintage does.
+    kind: `fetch`, or what is read again from kept bytes of `origin`: `correction`, `retry` (of what was quarantined).
+    observed_at (UTC) dates the cells that no vintage does.
     """
 
     dataset: str
@@ -37,7 +37,6 @@ class Entry:
     complete: bool = False
     kind: str = "fetch"
     origin: int | None = None
-    replay_for: int | None = None
     known_first: datetime | None = None
     known_last: datetime | None = None
     who: str | None = None
