@@ -17,16 +17,18 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-import load
+import load_report
+import load_store
+import load_timed
 import numpy as np
 import psycopg
 from model_service.loader import run
 from model_service.store import read
 from model_service.store.connection import connect
 
-HELD = int(os.environ.get("HELD", "2000000" if load.QUICK else "20000000"))
+HELD = int(os.environ.get("HELD", "2000000" if load_store.QUICK else "20000000"))
 READS = {name: int(os.environ.get(name, default)) for name, default in (("ONE", "300"), ("PANEL", "60"))}
-PERIODS = HELD // load.SERIES // load.VINTAGES
+PERIODS = HELD // load_store.SERIES // load_store.VINTAGES
 SHAPES = {  # what: series, periods, reads, goal in ms
     "one series of {} values": (1, min(730, PERIODS), READS["ONE"], 5),
     "panel of 100 series x {} periods": (100, min(250, PERIODS), READS["PANEL"], 100),
@@ -55,8 +57,8 @@ def measure(reads: list[Read], series: int, periods: int, count: int) -> list[li
     chosen = random.Random(1)
     found: list[list[float]] = [[] for _ in reads]
     for turn in range(count + 5):
-        names = chosen.sample(load.names(), series)
-        first = load.FIRST + timedelta(days=chosen.randrange(PERIODS - periods + 1))
+        names = chosen.sample(load_store.names(), series)
+        first = load_store.FIRST + timedelta(days=chosen.randrange(PERIODS - periods + 1))
         for one, times in zip(reads, found, strict=True):
             begun = time.perf_counter()
             values = one(names, first, first + timedelta(days=periods - 1))
@@ -69,7 +71,7 @@ def measure(reads: list[Read], series: int, periods: int, count: int) -> list[li
 
 def known_then(connection: psycopg.Connection[Any]) -> Read:
     """As of a vintage in the middle, at the newest data version: half of what lies there is read over."""
-    known, loads = load.vintage(load.VINTAGES // 2), read.data_version(connection).loads
+    known, loads = load_store.vintage(load_store.VINTAGES // 2), read.data_version(connection).loads
     return lambda names, first, last: read.as_of(connection, names, known, loads, first, last)
 
 
@@ -82,8 +84,8 @@ def compared(url: str, when: str, say: Callable[[str], None]) -> Iterator[dict[s
         name, bound = f"{what.format(periods)}, {when}", None if when == "right after a load" else goal
         middle = statistics.median(ours), statistics.median(other)
         high = [statistics.quantiles(times, n=20)[-1] for times in (ours, other)]
-        yield load.row(f"{name}, p50", middle[0], "ms", against, middle[1], bound, least=False)
-        yield load.row(f"{name}, p95", high[0], "ms", against, high[1])
+        yield load_report.row(f"{name}, p50", middle[0], "ms", against, middle[1], bound, least=False)
+        yield load_report.row(f"{name}, p95", high[0], "ms", against, high[1])
 
 
 def settle(url: str) -> list[dict[str, Any]]:
@@ -102,15 +104,15 @@ def settle(url: str) -> list[dict[str, Any]]:
     for line in said:
         print(line, file=sys.stderr)
     tables = f"{missed[1] - missed[0]} of {missed[1]} tables that hold rows" if missed else ""
-    return [load.row(f"VACUUM (ANALYZE) by the loader, {tables}", seconds, "s")]
+    return [load_report.row(f"VACUUM (ANALYZE) by the loader, {tables}", seconds, "s")]
 
 
 @contextmanager
-def store(server: load.Server, say: Callable[[str], None]) -> Iterator[str]:
-    declared = load.contract()
+def store(server: load_store.Server, say: Callable[[str], None]) -> Iterator[str]:
+    declared = load_store.contract()
     url = server.make("asof", declared, server.timescale)
     server.admin("ALTER SYSTEM SET autovacuum = off", "SELECT pg_reload_conf()")  # it would settle at times of its own
-    load.fill(url, declared, PERIODS, say)
+    load_store.fill(url, declared, PERIODS, say)
     with psycopg.connect(url, autocommit=True) as owner:
         say("current values")
         owner.execute(
@@ -131,15 +133,20 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"\r[{time.monotonic() - begun:5.0f} s] {text:70}", end="", file=sys.stderr, flush=True)
 
-    with load.server() as server, store(server, say) as url:
+    with load_store.server() as server, store(server, say) as url:
         rows += compared(url, "settled", say)
         say("one more vintage")
-        with load.ready():
-            load.ours(url, load.contract(), load.prepared(PERIODS, load.LATEST, load.VINTAGES), load.LATEST)
+        with load_timed.ready():
+            load_timed.ours(
+                url,
+                load_store.contract(),
+                load_timed.prepared(PERIODS, load_store.LATEST, load_store.VINTAGES),
+                load_store.LATEST,
+            )
         rows += compared(url, "right after a load", say)
         rows += settle(url)
         rows += compared(url, "after the loader's VACUUM", say)
-    load.report(load.OUT / "asof.json", rows)
+    load_report.report(load_store.OUT / "asof.json", rows)
 
 
 if __name__ == "__main__":
