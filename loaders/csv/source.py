@@ -19,9 +19,10 @@ from typing import Annotated, Any, BinaryIO, Literal, cast
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model_service import periods
-from model_service.contract import Section, Series, nearest
+from model_service.contract import Section, Series
 from model_service.errors import UsageError
 from model_service.loader import ALWAYS, Cell, Payload, Reject, Seen, SourceError, Window
+from model_service.mistakes import nearest
 
 KIND = "csv"
 PARSER_VERSION = 1  # raise it when the same bytes would give other cells: they are then loaded anew

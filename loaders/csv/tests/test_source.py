@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_service import contract, periods
+from model_service import contract, mistakes, periods
 from model_service.errors import UsageError
 from model_service.loader import Cell, Reject, SourceError, Window, source
 
@@ -37,7 +37,7 @@ LONG = {**WIDE, "layout": "long"}
 
 
 def options(**keys: Any) -> source.Options:
-    return contract.validate(source.Options, keys, "service.toml, [source.test]")
+    return mistakes.validate(source.Options, keys, "service.toml, [source.test]")
 
 
 def series(frequency: contract.Frequency = "month", *names: str) -> dict[str, contract.Series]:
@@ -129,7 +129,7 @@ def test_service_toml_maps_the_sample() -> None:
     if "us_macro" not in declared.source:
         pytest.skip("service.toml no longer maps the sample data/us-macro")
     mapped = declared.of_source("us_macro")
-    chosen = contract.validate(source.Options, declared.source["us_macro"].options, "service.toml")
+    chosen = mistakes.validate(source.Options, declared.source["us_macro"].options, "service.toml")
     for payload in source.fetch(chosen, ROOT):
         found = list(source.parse(payload, chosen, mapped))
         assert not [one for one in found if isinstance(one, Reject)]

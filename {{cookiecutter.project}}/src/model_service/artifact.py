@@ -14,6 +14,7 @@ from model_service.errors import ServiceError
 from model_service.features import Floats
 
 FILES = ("card.json", "golden.json", "held.json", "model.onnx")
+ALSO = ("backtest.json",)  # what older models have not
 SUMS = "SHA256SUMS"
 REGISTRY = "registry.json"
 
@@ -24,14 +25,16 @@ class ArtifactError(ServiceError):
 
 def sums(files: Mapping[str, bytes]) -> bytes:
     """The checksum file, in the format of `sha256sum`."""
-    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in FILES).encode()
+    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode()
 
 
 def write(folder: Path, files: Mapping[str, bytes], version: str) -> str:
     """Writes the model's files; returns its digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        (folder / name).write_bytes(files[name])
+    for name in (*FILES, *ALSO):
+        (folder / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     checksums = sums(files)
     (folder / SUMS).write_bytes(checksums)
     (folder / REGISTRY).write_text(json.dumps({"version": version, "digest": digest(checksums)}) + "\n")
@@ -41,7 +44,8 @@ def write(folder: Path, files: Mapping[str, bytes], version: str) -> str:
 def read(folder: Path) -> tuple[dict[str, bytes], str]:
     """The model's files and its digest; raises ArtifactError when one is missing or is not what was checksummed."""
     try:
-        files = {name: (folder / name).read_bytes() for name in FILES}
+        names = [*FILES, *(name for name in ALSO if (folder / name).is_file())]
+        files = {name: (folder / name).read_bytes() for name in names}
         checksums = (folder / SUMS).read_bytes()
     except OSError as error:
         raise ArtifactError(f"no model in {folder}: {error.strerror} ({Path(str(error.filename)).name})") from None

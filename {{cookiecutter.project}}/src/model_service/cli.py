@@ -8,8 +8,8 @@ from typing import Any
 
 import psycopg
 
-from model_service import verbs
 from model_service.errors import ServiceError
+from model_service.verbs import data, model, say
 
 CODES = "exit codes: 0 done (also: nothing new), 1 failed, 2 wrong use, 3 blocked by a gate or a check"
 
@@ -49,33 +49,33 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    verb("migrate", verbs.migrate, "bring the database's schema up to date")
+    verb("migrate", data.migrate, "bring the database's schema up to date")
     _load_words(verb)
     _quarantine_words(verb)
-    data = verb("data", verbs.data, "what was known of some series, or of all, as CSV")
-    data.add_argument("series", nargs="*", metavar="SERIES")
-    _clocks(data)
-    train = verb("train", verbs.train, "backtest, gate, register and promote a model")
+    known = verb("data", data.data, "what was known of some series, or of all, as CSV")
+    known.add_argument("series", nargs="*", metavar="SERIES")
+    _clocks(known)
+    train = verb("train", model.train, "backtest, gate, register and promote a model")
     train.add_argument(
         "--as-of", type=_as_of, metavar="TIME", help="train on what was known then (a date: its end, UTC)"
     )
-    promote = verb("promote", verbs.promote, "make a registered model the champion: what the next build contains")
+    promote = verb("promote", model.promote, "make a registered model the champion: what the next build contains")
     which = promote.add_mutually_exclusive_group(required=True)
     which.add_argument("version", nargs="?", type=int, help="number in the registry")
     which.add_argument("--artifact", type=Path, metavar="DIR", help="import the model in DIR and promote it")
     promote.add_argument("--reason", default="by hand", help="recorded beside who and when")
-    back = verb("rollback", verbs.rollback, "make the champion before this one champion again")
+    back = verb("rollback", model.rollback, "make the champion before this one champion again")
     back.add_argument("--reason", default="by hand", help="recorded beside who and when")
-    export = verb("export", verbs.export, "write the champion's files into a folder")
+    export = verb("export", model.export, "write the champion's files into a folder")
     export.add_argument("folder", type=Path)
-    forecast = verb("forecast", verbs.forecast, "forecast with the champion")
+    forecast = verb("forecast", model.forecast, "forecast with the champion")
     _clocks(forecast)
     forecast.add_argument("--horizon", type=int, action="append", help="only this horizon; may be repeated")
     forecast.add_argument("--record", action="store_true", help="append to the table `forecast`")
-    verb("serve", verbs.serve, "serve the Bento that was built last")
-    telemetry = verb("telemetry", verbs.telemetry, "what the audit trail needs in Elasticsearch")
+    verb("serve", model.serve, "serve the Bento that was built last")
+    telemetry = verb("telemetry", model.telemetry, "what the audit trail needs in Elasticsearch")
     telemetry.add_argument("what", choices=["install"], help="install: put the index template")
-    trace = verb("trace", verbs.trace, "from an answer to the provider's bytes; from data to what rests on it", """\
+    trace = verb("trace", data.trace, "from an answer to the provider's bytes; from data to what rests on it", """\
 examples:
   curl -s 127.0.0.1:3000/v1/forecast | model_service trace -
   model_service trace --observation UNRATE 2016-06-01 --as-of 2016-07-29
@@ -86,7 +86,7 @@ examples:
     of.add_argument("--observation", nargs=2, metavar=("SERIES", "PERIOD"), help="one value: whence, and who used it")
     of.add_argument("--affected", type=int, metavar="LOAD", help="what rests on the rows of that load")
     _clocks(trace)
-    verb("doctor", verbs.doctor, "check the store, the registry and what is built against each other")
+    verb("doctor", data.doctor, "check the store, the registry and what is built against each other")
     return parser
 
 
@@ -96,7 +96,7 @@ def _clocks(parser: argparse.ArgumentParser) -> None:
 
 
 def _load_words(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    load = verb("load", verbs.load, "fetch, check and commit what the sources have; then forecast from it", """\
+    load = verb("load", data.load, "fetch, check and commit what the sources have; then forecast from it", """\
 examples:
   model_service load --dry-run          # what would be new, changed, vanished; each payload against what is held
   model_service load --from 2016-01-01 --to 2016-06-30    # known in these days; stopped and run again, it goes on
@@ -110,9 +110,9 @@ examples:
     )
     load.add_argument("--reason", type=_reason, metavar="TEXT", help="why --correct; recorded beside who and when")
     under = load.add_subparsers(metavar="[list | show]", help="what was loaded: see `load list --help`")
-    listed = verb("list", verbs.load_list, "the ledger, newest first", under=under)
+    listed = verb("list", data.load_list, "the ledger, newest first", under=under)
     listed.add_argument("--dataset", metavar="NAME", help="only this one's")
-    show = verb("show", verbs.load_show, "one load: request, rules, counts, checks, what came of it", under=under)
+    show = verb("show", data.load_show, "one load: request, rules, counts, checks, what came of it", under=under)
     show.add_argument("load", type=int)
 
 
@@ -124,24 +124,24 @@ examples:
   model_service quarantine drop 17 18 --reason "the provider's test rows"
 """)  # fmt: skip
     under = quarantine.add_subparsers(required=True, metavar="list | show | replay | drop")
-    listed = verb("list", verbs.quarantine_list, "quarantined cells, oldest first", under=under)
+    listed = verb("list", data.quarantine_list, "quarantined cells, oldest first", under=under)
     listed.add_argument("--open", action="store_true", help="only those that nothing was done about")
     listed.add_argument("--load", type=int, metavar="LOAD", help="only those of that load")
     listed.add_argument("--rule", help="only those that broke that rule")
-    show = verb("show", verbs.quarantine_show, "one cell: raw record, rule, place, what was done", under=under)
+    show = verb("show", data.quarantine_show, "one cell: raw record, rule, place, what was done", under=under)
     show.add_argument("cell", type=int, metavar="ID")
     replay = verb(
-        "replay", verbs.quarantine_replay, "read again what a load refused, as service.toml is now", under=under
+        "replay", data.quarantine_replay, "read again what a load refused, as service.toml is now", under=under
     )
     replay.add_argument("load", type=int, help="the one that fetched the bytes")
-    drop = verb("drop", verbs.quarantine_drop, "settle that cells stay out", under=under)
+    drop = verb("drop", data.quarantine_drop, "settle that cells stay out", under=under)
     drop.add_argument("cells", type=int, nargs="+", metavar="ID")
     for one in (replay, drop):
         one.add_argument("--reason", type=_reason, metavar="TEXT", required=True, help="recorded beside who and when")
 
 
 def _fail(message: str, code: int) -> int:
-    verbs.say(f"error: {message}")
+    say(f"error: {message}")
     return code
 
 

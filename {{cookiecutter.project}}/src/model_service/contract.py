@@ -1,25 +1,16 @@
 """`service.toml`, typed and validated: what is loaded, modelled, gated and served."""
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
 from model_service.errors import UsageError
+from model_service.mistakes import Misfits, Place, nearest, validate
 
 Frequency = Literal["day", "week", "month", "quarter", "year"]
 Transform = Literal["level", "difference", "log_difference"]
@@ -177,22 +168,25 @@ class Contract(Section):
     alerts: Alerts = Alerts()
 
     @model_validator(mode="after")
-    def _names_exist(self) -> "Contract":
-        for name, series in self.series.items():
-            _known(series.source, self.source, f"series.{name}.source")
-            for part in series.parts.series if series.parts else ():
-                _known(part, self.series, f"series.{name}.parts.series")
-        _known(self.target.series, self.series, "target.series")
-        for number, feature in enumerate(self.feature, 1):
-            _known(feature.series, self.series, f"feature {number}: series")
-        if twice := _twice([check.name for check in self.check]):
-            raise ValueError(f"check: a name stands there twice: {twice}")
-        names = [name for feature in self.feature for name in feature.names]
-        if len(set(self.target.horizons)) < len(self.target.horizons):
-            raise ValueError("target.horizons: a horizon stands there twice")
-        if twice := _twice(names):
-            raise ValueError(f"feature: declared twice: {twice}")
+    def _fits_together(self) -> "Contract":
+        if found := list(self._misfits()):
+            raise Misfits(found)
         return self
+
+    def _misfits(self) -> Iterator[tuple[Place, str]]:
+        for name, series in self.series.items():
+            yield from _unknown(series.source, self.source, "series", name, "source")
+            for part in series.parts.series if series.parts else ():
+                yield from _unknown(part, self.series, "series", name, "parts", "series")
+        yield from _unknown(self.target.series, self.series, "target", "series")
+        for number, feature in enumerate(self.feature):
+            yield from _unknown(feature.series, self.series, "feature", number, "series")
+        if twice := _twice([check.name for check in self.check]):
+            yield ("check",), f"check: a name stands there twice: {twice}"
+        if len(set(self.target.horizons)) < len(self.target.horizons):
+            yield ("target", "horizons"), "target.horizons: a horizon stands there twice"
+        if twice := _twice([name for feature in self.feature for name in feature.names]):
+            yield ("feature",), f"feature: declared twice: {twice}"
 
     def of_source(self, source: str) -> dict[str, Series]:
         return {name: series for name, series in self.series.items() if series.source == source}
@@ -203,65 +197,23 @@ class Contract(Section):
         return self.source[source].cadence_days or min(periods, default=366)
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def validate(model: type[M], data: Mapping[str, Any], where: str, also: Iterable[str] = ()) -> M:
-    """`data` as `model`; raises UsageError that lists every mistake with the nearest known key, `also` among them."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        mistakes = [f"  {_mistake(model, problem, list(also))}" for problem in error.errors()]
-        raise UsageError("\n".join([f"{where} is not valid:", *mistakes])) from None
-
-
 def load(path: Path) -> Contract:
     """Reads `service.toml`. Raises UsageError: missing file, TOML syntax, unknown key, wrong value."""
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        data = tomllib.loads(text)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: it declares the series, the target and the features") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path.name} is not valid TOML: {error}") from None
-    return validate(Contract, data, path.name)
+    return validate(Contract, data, path.name, text=text)
 
 
-def _known(name: str, names: Mapping[str, Any], where: str) -> None:
+def _unknown(name: str, names: Mapping[str, Any], *place: str | int) -> Iterator[tuple[Place, str]]:
     if name not in names:
-        raise ValueError(f"{where}: {name!r} is not declared{nearest(name, names)}")
-
-
-def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `names`, or nothing when none is near."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        where = ".".join(str(part) for part in place)
+        yield place, f"{where}: {name!r} is not declared{nearest(name, names)}"
 
 
 def _twice(names: list[str]) -> str:
     return ", ".join(sorted({name for name in names if names.count(name) > 1}))
-
-
-def _mistake(model: type[BaseModel], problem: Any, also: list[str]) -> str:
-    place = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        known = _fields(model, place[:-1]) + also
-        return f"{'.'.join(place)}: unknown key{nearest(place[-1], known)} (known: {', '.join(known)})"
-    given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {problem['input']!r})"
-    if problem["type"] == "literal_error":
-        given += nearest(str(problem["input"]), re.findall("'(.*?)'", problem["ctx"]["expected"]))
-    prefix = f"{'.'.join(place)}: " if place else ""
-    return f"{prefix}{problem['msg'].removeprefix('Value error, ')}{given}"
-
-
-def _fields(model: type[BaseModel], place: list[str]) -> list[str]:
-    """Field names of the table at `place`: a step is a field, an index or a free key (of `[series.*]`)."""
-    current: Any = model
-    for step in place:
-        if isinstance(current, type) and issubclass(current, BaseModel) and step in current.model_fields:
-            current = current.model_fields[step].annotation
-        while not isinstance(current, type) or not issubclass(current, BaseModel):
-            arguments = [part for part in getattr(current, "__args__", ()) if part is not Ellipsis and part is not str]
-            if not arguments:
-                return []
-            current = arguments[0]
-    return [field.alias or name for name, field in current.model_fields.items()]

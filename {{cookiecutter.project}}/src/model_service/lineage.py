@@ -10,8 +10,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from model_service import periods
-from model_service.contract import Contract, nearest
+from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
+from model_service.mistakes import nearest
 from model_service.store import raw, read
 
 Connection = psycopg.Connection[Any]

@@ -32,7 +32,7 @@ class Registered:
 def register(connection: Connection, folder: Path) -> int:
     """Stores the model in `folder`; the same digest again is the same version. Raises ArtifactError."""
     files, digest = artifact.read(folder)
-    texts = {name: files[name].decode() for name in artifact.FILES if name != "model.onnx"}
+    texts = {name: files[name].decode() for name in files if name != "model.onnx"}
     connection.execute(
         "INSERT INTO model (digest, files, onnx) VALUES (%s, %s, %s) ON CONFLICT (digest) DO NOTHING",
         [digest, json.dumps(texts), files["model.onnx"]],

@@ -13,9 +13,10 @@ from typing import Any
 import psycopg
 
 from model_service import digests, freshness
-from model_service.contract import Contract, Series, Source, nearest, validate
+from model_service.contract import Contract, Series, Source
 from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.loader import ALWAYS, Cell, Payload, Reject, Window, batches, checks, kept, source
+from model_service.mistakes import nearest, validate
 from model_service.periods import instant
 from model_service.settings import who
 from model_service.store import ledger, quarantine, raw

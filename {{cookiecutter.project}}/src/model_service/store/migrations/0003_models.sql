@@ -1,0 +1,35 @@
+-- Every training run is a row, also one that was refused; every change in a model's life is another. Expand only.
+
+CREATE TABLE training_run (
+    run_id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    finished_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seconds      double precision NOT NULL,
+    who          text NOT NULL,
+    outcome      text NOT NULL CHECK (outcome IN ('passed', 'overruled', 'blocked')),
+    version      integer REFERENCES model,  -- null where the gate refused
+    known_at     timestamptz NOT NULL,
+    data_version text NOT NULL,
+    parameters   jsonb NOT NULL,            -- target, features, train and gate as declared; what a search chose
+    figures      jsonb NOT NULL,            -- errors and coverage of the backtest, and how it was made
+    gate         jsonb NOT NULL,            -- every rule with figure and limit
+    provenance   jsonb NOT NULL,            -- commit, sources, locks, platform
+    page         text                       -- the report, one HTML page
+);
+CREATE INDEX training_run_version ON training_run (version);
+
+-- The promotion log says who was champion when; this says what became of each model. Nothing is taken back.
+CREATE TABLE transition (
+    transition_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    version       integer NOT NULL REFERENCES model,
+    state_from    text CHECK (state_from IN ('candidate', 'challenger', 'champion', 'retired')),
+    state_to      text NOT NULL CHECK (state_to IN ('candidate', 'challenger', 'champion', 'retired')),
+    action        text NOT NULL,
+    who           text NOT NULL,
+    reason        text NOT NULL,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX transition_version ON transition (version, transition_id DESC);
+
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO model_reader, model_loader;
+GRANT INSERT ON training_run, transition TO model_loader;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO model_loader;

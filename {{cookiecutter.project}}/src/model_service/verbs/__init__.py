@@ -1,0 +1,59 @@
+"""What each word of the command line does: it runs one thing, prints what came of it, and gives the exit code.
+
+A verb imports what it needs itself: the loader's container holds neither training nor serving packages.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+
+from model_service import settings
+from model_service.contract import Contract, load
+from model_service.errors import ServiceError
+from model_service.store.connection import connect, database
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+
+def say(line: str) -> None:
+    """To people, on standard error; results go to standard output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def declared() -> Contract:
+    return load(settings.root() / settings.CONTRACT)
+
+
+def put(arguments: Namespace, result: Any, text: str) -> None:
+    """The result on standard output, as JSON where that was asked for."""
+    print(json.dumps(result, indent=1, default=str) if arguments.json else text)
+
+
+def show(arguments: Namespace, find: Callable[[Connection], T], text: Callable[[T], str]) -> None:
+    """Puts what `find` finds in the database."""
+    with database() as url, connect(url) as connection:
+        found = find(connection)
+    put(arguments, found, text(found))
+
+
+def record_forecast(contract: Contract, url: str) -> None:
+    """After a load or a training the champion's forecast becomes a row; the loader's own container cannot."""
+    try:
+        from model_service import forecasting, registry
+    except ModuleNotFoundError as error:
+        return say(
+            f"no forecast made here ({error.name} is not installed): run `forecast --record` where the model serves"
+        )
+    with connect(url, "loader") as connection:
+        if registry.champion(connection) is None:
+            return say("no forecast yet: no model is registered")
+        try:
+            registry.record(connection, forecasting.by_champion(contract, connection, None, None, None))
+        except ServiceError as error:
+            say(f"no forecast yet: {error}")
+    return None

@@ -1,0 +1,145 @@
+"""Verbs of the store: migrate, load, data, quarantine, trace, doctor."""
+
+from argparse import Namespace
+from datetime import UTC, datetime
+
+from model_service import listing, settings
+from model_service.errors import Blocked, UsageError
+from model_service.mistakes import nearest
+from model_service.store import ledger, quarantine
+from model_service.store.connection import connect, database
+from model_service.verbs import declared, put, record_forecast, say, show
+
+
+def migrate(arguments: Namespace) -> None:
+    from model_service.store.migrate import migrate
+
+    with database() as url:
+        applied = migrate(url, declared())
+    put(arguments, applied, "\n".join(f"applied {name}" for name in applied) or "nothing to migrate")
+
+
+def load(arguments: Namespace) -> int:
+    from model_service.loader import Window, run
+
+    if (arguments.correct is None) != (arguments.reason is None):
+        raise UsageError("--correct LOAD and --reason TEXT go together")
+    window = Window(arguments.first, arguments.last)
+    if arguments.correct is not None:
+        if arguments.dry_run or window != Window():
+            raise UsageError("--correct reads the kept bytes of one load: leave out --dry-run, --from and --to")
+        with database() as url:
+            return _again(arguments, url, arguments.correct, "correction")
+    if arguments.first and arguments.last and arguments.first > arguments.last:
+        raise UsageError(f"--from {arguments.first} lies after --to {arguments.last}")
+    contract = declared()
+    with database() as url:
+        results = run.load(contract, url, settings.root(), say, arguments.dry_run, window)
+        outcomes = [result["outcome"] for result in results]
+        if "loaded" in outcomes:
+            record_forecast(contract, url)
+    done, says = ("would load", "would be loaded") if arguments.dry_run else ("loaded", "loaded")
+    text = f"{outcomes.count(done)} of {len(outcomes) - outcomes.count('held')} payloads {says}"
+    put(arguments, results, text if outcomes else "there is no payload in this window")
+    return Blocked.exit_code if "blocked" in outcomes else 0
+
+
+def _again(arguments: Namespace, url: str, number: int, kind: str) -> int:
+    from model_service.loader import run
+
+    contract = declared()
+    result = run.again(contract, url, number, kind, arguments.reason, say)
+    text = result["outcome"]
+    if text == "loaded":
+        record_forecast(contract, url)
+        text = f"load {result['load_id']}: {kind} of load {number}; `trace --affected {number}` says what rests on that"
+    put(arguments, result, text)
+    return 0
+
+
+def data(arguments: Namespace) -> None:
+    """What was known of some series by both clocks, as CSV: an empty value is one that the provider calls missing."""
+    from model_service.store import read
+
+    series = declared().series
+    names = arguments.series or list(series)
+    if unknown := [name for name in names if name not in series]:
+        raise UsageError(f"no series {unknown[0]!r} in service.toml{nearest(unknown[0], series)}")
+    with database() as url, connect(url) as connection:
+        loads = read.data_version(connection, arguments.data_version).loads
+        found = read.as_of(connection, names, arguments.as_of or datetime.now(UTC), loads)
+    rows = [
+        (name, str(valid_time)[:10], None if value != value else float(value))
+        for name, values in found.items()
+        for valid_time, value in values.tolist()
+    ]
+    lines = [f"{name},{period},{'' if value is None else repr(value)}" for name, period, value in rows]
+    put(arguments, rows, "\n".join(["series,period,value", *lines]))
+
+
+def load_list(arguments: Namespace) -> None:
+    if arguments.dataset is not None and arguments.dataset not in (sources := declared().source):
+        hint = nearest(arguments.dataset, sources)
+        raise UsageError(f"no source {arguments.dataset!r} in service.toml{hint}")
+    show(arguments, lambda connection: listing.loads(connection, arguments.dataset), listing.loads_text)
+
+
+def loadshow(arguments: Namespace) -> None:
+    show(arguments, lambda connection: listing.load(connection, arguments.load), listing.load_text)
+
+
+def quarantine_list(arguments: Namespace) -> None:
+    asked = arguments.open, arguments.load, arguments.rule
+    show(arguments, lambda connection: listing.quarantined(connection, *asked), listing.quarantined_text)
+
+
+def quarantineshow(arguments: Namespace) -> None:
+    show(arguments, lambda connection: listing.refused(connection, arguments.cell), listing.refused_text)
+
+
+def quarantine_replay(arguments: Namespace) -> int:
+    number = arguments.load
+    with database() as url:
+        with connect(url) as connection:
+            ledger.first_hand(connection, number)
+            if not quarantine.waiting(connection, number):
+                raise UsageError(f"nothing that load {number} refused waits for a replay: see `load show {number}`")
+        return _again(arguments, url, number, "retry")
+
+
+def quarantine_drop(arguments: Namespace) -> None:
+    cells = list(dict.fromkeys(arguments.cells))
+    with database() as url, connect(url, "loader") as connection:
+        quarantine.drop(connection, cells, arguments.reason)
+    put(arguments, {"dropped": cells}, f"{len(cells)} dropped")
+
+
+def trace(arguments: Namespace) -> int:
+    from model_service import lineage, trace
+
+    if not arguments.observation and (arguments.as_of or arguments.data_version):
+        raise UsageError("--as-of and --data-version go with --observation: an answer names its own, a load has none")
+    answer = trace.read_answer(arguments.answer) if arguments.answer else None
+    with database() as url, connect(url) as connection:
+        if answer:
+            found = trace.walk(declared(), connection, answer)
+            text, whole = trace.text(found), found["complete"]
+        elif arguments.observation:
+            series, period = arguments.observation
+            clocks = arguments.as_of or datetime.now(UTC), arguments.data_version
+            found = lineage.observation(declared(), connection, series, period, *clocks)
+            text, whole = lineage.observation_text(found), found["load"]["hash_holds"]
+        else:
+            found = lineage.affected(connection, arguments.affected)
+            text, whole = lineage.affected_text(found), True
+    put(arguments, found, text)
+    return 0 if whole else 1
+
+
+def doctor(arguments: Namespace) -> int:
+    from model_service import doctor
+
+    with database() as url, connect(url) as connection:
+        findings = doctor.examine(declared(), connection, datetime.now(UTC))
+    put(arguments, findings, "\n".join(f"{one['state']:5} {one['check']}: {one['says']}" for one in findings))
+    return int(any(one["state"] == "BAD" for one in findings))
