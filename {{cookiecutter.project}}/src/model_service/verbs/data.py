@@ -84,7 +84,7 @@ def load_list(arguments: Namespace) -> None:
     show(arguments, lambda connection: listing.loads(connection, arguments.dataset), listing.loads_text)
 
 
-def loadshow(arguments: Namespace) -> None:
+def load_show(arguments: Namespace) -> None:
     show(arguments, lambda connection: listing.load(connection, arguments.load), listing.load_text)
 
 
@@ -93,7 +93,7 @@ def quarantine_list(arguments: Namespace) -> None:
     show(arguments, lambda connection: listing.quarantined(connection, *asked), listing.quarantined_text)
 
 
-def quarantineshow(arguments: Namespace) -> None:
+def quarantine_show(arguments: Namespace) -> None:
     show(arguments, lambda connection: listing.refused(connection, arguments.cell), listing.refused_text)
 
 
