@@ -11,12 +11,34 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from model_service import contract as contracts
-from model_service import settings
+from model_service import ml_test_score, settings
 from model_service.contract import Contract
 from model_service.store.connection import connect
 from model_service.store.migrate import migrate
 
 Connection = psycopg.Connection
+OUTCOMES: dict[str, tuple[str, bool, bool]] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ml_test(number, sabotage=False): speaks for a test of the ML Test Score")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("ml_test"):
+            item.user_properties.append(("ml_test", (mark.args[0], mark.kwargs.get("sabotage", False))))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if not report.skipped and (report.when == "call" or report.failed):
+        for _, (number, sabotage) in (one for one in report.user_properties if one[0] == "ml_test"):
+            OUTCOMES[f"{report.nodeid} {number}"] = (number, sabotage, report.passed)
+
+
+def pytest_sessionfinish() -> None:
+    if OUTCOMES:
+        ml_test_score.keep(settings.root(), OUTCOMES)
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,8 @@ examples:
     of.add_argument("--observation", nargs=2, metavar=("SERIES", "PERIOD"), help="one value: whence, and who used it")
     of.add_argument("--affected", type=int, metavar="LOAD", help="what rests on the rows of that load")
     _clocks(trace)
-    verb("doctor", data.doctor, "check the store, the registry and what is built against each other")
+    doctor = verb("doctor", data.doctor, "check the store, the registry and what is built against each other")
+    doctor.add_argument("--ml-test-score", action="store_true", help="what the last `make test` proved of 28 promises")
     return parser
 
 

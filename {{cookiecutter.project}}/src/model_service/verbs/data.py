@@ -137,8 +137,11 @@ def trace(arguments: Namespace) -> int:
 
 
 def doctor(arguments: Namespace) -> int:
-    from model_service import doctor
+    from model_service import doctor, ml_test_score
 
+    if arguments.ml_test_score:
+        show(arguments, lambda connection: ml_test_score.score(settings.root(), connection), ml_test_score.text)
+        return 0
     with database() as url, connect(url) as connection:
         findings = doctor.examine(declared(), connection, datetime.now(UTC))
     put(arguments, findings, "\n".join(f"{one['state']:5} {one['check']}: {one['says']}" for one in findings))
