@@ -14,8 +14,8 @@ from model_service.features import Floats
 from model_service.store.read import DataVersion
 from model_service.training import serialize
 from model_service.training.backtest import Backtest
-from model_service.training.estimators import Fitted
 from model_service.training.gate import Rule
+from model_service.training.probes import Candidate
 
 
 def card(
@@ -57,8 +57,9 @@ def _rmse(errors: Floats) -> list[float]:
     return [float(value) for value in np.sqrt((errors**2).mean(axis=0))]
 
 
-def files(card: dict[str, Any], tested: Backtest, fitted: Fitted, graph: bytes) -> dict[str, bytes]:
+def files(card: dict[str, Any], made: Candidate) -> dict[str, bytes]:
     """The model's files, by name."""
+    tested, graph = made.tested, made.graph
     table = tested.table
     examples = table.inputs[table.complete][-5:]
     golden = artifact.session(graph).run(["forecast"], {"features": examples})[0]
@@ -67,7 +68,7 @@ def files(card: dict[str, Any], tested: Backtest, fitted: Fitted, graph: bytes) 
         forecasting.head(table.contract, card["trained_as_of"], card["inputs_known_until"]),
         {"model": card["intervals"], "baseline": tested.spread(tested.baseline["last_value"])},
         int(table.last[-1]),
-        fitted.predict(table.inputs[-1:])[0].tolist(),
+        made.fitted.predict(table.inputs[-1:])[0].tolist(),
         float(table.anchor[-1]),
     )
     tolerance = float(np.abs(golden).max()) * serialize.PARITY

@@ -1,11 +1,9 @@
 """`train`: read by two clocks, backtest, gate, serialize, register, promote."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psycopg
 from threadpoolctl import threadpool_limits
 
@@ -13,10 +11,11 @@ from model_service import artifact, features, forecasting, registry
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError
 from model_service.store import read
-from model_service.training import Cases, backtest, cases, estimators, gate, report, serialize
+from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, serialize
+from model_service.training.gate import Rule
+from model_service.training.probes import Candidate, Say
 
 BUILD = "build"
-Say = Callable[[str], None]
 
 
 def train(
@@ -30,24 +29,31 @@ def train(
     with threadpool_limits(1):  # sums in another order are other bytes
         version = read.data_version(connection)
         known = forecasting.known_inputs(contract, connection, known_at, version)
-        table = cases(contract, known.rows, known_at)
-        _enough(table)
-        say(f"{len(table.origin)} origins, {len(features.inputs(contract))} inputs, {contract.train.estimator}")
-        tested = backtest.run(table, say)
-        if not tested.scored.any():
-            raise ServiceError(f"no origin from train.first_origin {contract.train.first_origin} on can be scored yet")
-        fitted, graph, rules = _fit(table)
-        rules = [*_judge(tested), *rules, _leak(tested, say)]
-        card = report.card(tested, rules, root, known_at, known.until, version)
-        files = report.files(card, tested, fitted, graph)
+        made = candidate(cases(contract, known.rows, known_at), say)
+        rules = judged(made, say)
+        card = report.card(made.tested, rules, root, known_at, known.until, version)
+        files = report.files(card, made)
     report.write(root / BUILD, card, rules)
-    for rule in rules:
-        say(f"{'pass ' if rule.ok else 'BLOCK'}  {rule}")
-    if refused := [f"  {rule}" for rule in rules if not rule.ok]:
-        raise Blocked(
-            "\n".join(["the gate refused; nothing was registered (build/report.md has all figures):", *refused])
-        )
+    _refuse(rules, say)
     return _register(connection, root / BUILD / "model", files)
+
+
+def candidate(table: Cases, say: Say) -> Candidate:
+    """Backtest, and the model on everything known at the last case, fitted twice."""
+    _enough(table)
+    say(f"{len(table.origin)} origins, {len(features.inputs(table.contract))} inputs, {table.contract.train.estimator}")
+    tested = backtest.run(table, say)
+    if not tested.scored.any():
+        first = table.contract.train.first_origin
+        raise ServiceError(f"no origin from train.first_origin {first} on can be scored yet")
+    fitted, graph = _fit(table)
+    _, again = _fit(table)
+    return Candidate(tested, fitted, graph, again)
+
+
+def judged(made: Candidate, say: Say) -> list[Rule]:
+    """Every rule of the gate, passed or not."""
+    return [*evaluate.rules(made.tested), *probes.rules(made, say)]
 
 
 def _enough(table: Cases) -> None:
@@ -62,41 +68,19 @@ def _enough(table: Cases) -> None:
     forecasting.complete(table.contract, table.inputs[-1], "now")
 
 
-def _fit(table: Cases) -> tuple[estimators.Fitted, bytes, list[gate.Rule]]:
-    """The model on everything known now, as a graph, fitted twice."""
-    truth = table.labels(int(table.origin[-1]))
-    width = table.inputs.shape[1]
-    fitted, again = estimators.fit(table, truth), estimators.fit(table, truth)
-    for one in (fitted, again):
-        serialize.round_thresholds(one)
-    graph = serialize.graph(fitted, width)
-    off = serialize.parity(fitted, graph, table.inputs[table.complete], table.contract.train.seed)
-    differ = int(graph != serialize.graph(again, width))
-    rules = [
-        gate.at_most("onnx_parity", off, serialize.PARITY, "largest relative error of the ONNX graph"),
-        gate.at_most("determinism", differ, 0, "bytes differ between two fits of the same data:"),
-    ]
-    return fitted, graph, rules
+def _fit(table: Cases) -> tuple[estimators.Fitted, bytes]:
+    fitted = estimators.fit(table, table.labels(int(table.origin[-1])))
+    serialize.round_thresholds(fitted)
+    return fitted, serialize.graph(fitted, table.inputs.shape[1])
 
 
-def _judge(tested: backtest.Backtest) -> list[gate.Rule]:
-    contract, scored = tested.table.contract, tested.scored
-    truth = tested.truth[scored]
-    losses = gate.Losses(
-        np.flatnonzero(scored) // max(12, *contract.target.horizons),  # neighbours' errors overlap by a horizon
-        (tested.forecast[scored] - truth) ** 2,
-        {name: (forecast[scored] - truth) ** 2 for name, forecast in tested.baseline.items()},
-    )
-    horizons = {f"h{horizon}": number for number, horizon in enumerate(contract.target.horizons)}
-    coverage = {level: min(shares) for level, shares in tested.coverage().items()}
-    return gate.judge(contract.gate, losses, horizons, coverage, contract.train.seed)
-
-
-def _leak(tested: backtest.Backtest, say: Say) -> gate.Rule:
-    """Origins across the backtest, and the last one, each forecast twice: with and without what was not known there."""
-    places = sorted({*np.linspace(tested.places[0], tested.places[-1], 4).astype(int).tolist()})
-    say(f"leak test at {len(places)} origins")
-    return gate.at_most("leak", len(backtest.leaked(tested.table, places)), 0, "forecasts that saw the future:")
+def _refuse(rules: list[Rule], say: Say) -> None:
+    for rule in rules:
+        say(f"{'pass ' if rule.ok else 'BLOCK'}  {rule}")
+    if refused := [f"  {rule}" for rule in rules if not rule.ok]:
+        raise Blocked(
+            "\n".join(["the gate refused; nothing was registered (build/report.md has all figures):", *refused])
+        )
 
 
 def _register(connection: psycopg.Connection[Any], folder: Path, files: dict[str, bytes]) -> dict[str, Any]:
