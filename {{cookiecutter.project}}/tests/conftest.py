@@ -5,6 +5,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from model_service import contract as contracts
 from model_service import ml_test_score, settings
 from model_service.contract import Contract
+from model_service.loader import run as loading
 from model_service.store.connection import connect
 from model_service.store.migrate import migrate
 
@@ -95,6 +97,32 @@ def url(new_database: Callable[[], str]) -> str:
 def loader(url: str) -> Iterator[Connection]:
     with connect(url, "loader") as connection:
         yield connection
+
+
+@pytest.fixture(scope="module")
+def loaded(server: str, contract: Contract) -> Iterator[Connection]:
+    """The sample, loaded once for a module of tests."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    url = make_conninfo(server, dbname=name)
+    migrate(url, contract)
+    loading.load(contract, url, settings.root(), print)
+    with connect(url, "loader") as connection:
+        yield connection
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def table(loaded: Connection, contract: Contract) -> Any:
+    """The sample's cases; what fits models is imported only by the tests that need it."""
+    from model_service import forecasting
+    from model_service.store import read
+    from model_service.training import cases, run
+
+    at = run.newest_knowledge(loaded)
+    return cases(contract, forecasting.known_inputs(contract, loaded, at, read.data_version(loaded)).rows, at)
 
 
 @pytest.fixture
