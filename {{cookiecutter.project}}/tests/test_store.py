@@ -365,7 +365,7 @@ def test_a_claimed_dataset_is_left_to_the_copy_that_holds_it(url: str) -> None:
 
 INSERT_ONLY = [
     "observation", "load", "raw_object", "promotion", "quarantine", "quarantine_action", "check_result", "resource",
-    "data_version", "model", "forecast",
+    "data_version", "model", "forecast", "training_run", "transition",
 ]  # fmt: skip
 
 

@@ -237,7 +237,7 @@ def test_every_metric_of_a_rule_is_in_a_live_scrape(url: str, contract: Contract
     run.load(contract, url, ROOT, lambda _: None)
     made = make_project(tmp_path)
     with connect(url, "loader") as connection:
-        version = registry.register(connection, tmp_path / "build" / "model")
+        version = registry.register(connection, tmp_path / "build" / "model", "test")
         registry.promote(connection, version, "promote", "test")
     with serve(made, "uvicorn", DATABASE_URL=url) as server:
         httpx.get(f"{server.url}/v1/forecast")

@@ -155,20 +155,3 @@ def test_what_the_gate_refuses_is_not_registered(
         run.train(other, loaded, copied(tmp_path), run.newest_knowledge(loaded), print)
     assert registry.champion(loaded) == before
     assert "Gate: BLOCKED" in (tmp_path / "build" / "report.md").read_text()
-
-
-def test_promotions_and_rollbacks_are_rows_with_who_and_why(
-    trained: Path, loaded: psycopg.Connection[Any], contract: Contract, tmp_path: Path
-) -> None:
-    first = registry.champion(loaded)
-    earlier = run.train(contract, loaded, copied(tmp_path), forecasting.parse_as_of("2016-07-01"), print)
-    assert registry.champion(loaded).version == earlier["version"] != first.version  # type: ignore[union-attr]
-    assert registry.rollback(loaded, "too early") == first.version  # type: ignore[union-attr]
-    with pytest.raises(ServiceError, match="no earlier champion"):
-        registry.rollback(loaded, "one more")
-    row = loaded.execute("SELECT action, reason, previous FROM promotion ORDER BY promotion_id DESC LIMIT 1").fetchone()
-    assert row == ("rollback", "too early", earlier["version"])
-    body = forecasting.answer(
-        contract, artifact.load(tmp_path / "build" / "model"), loaded, forecasting.parse_as_of("2016-07-01"), None, [1]
-    )
-    assert body["hindsight"] is False

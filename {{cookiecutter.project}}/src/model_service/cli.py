@@ -55,17 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     known = verb("data", data.data, "what was known of some series, or of all, as CSV")
     known.add_argument("series", nargs="*", metavar="SERIES")
     _clocks(known)
-    train = verb("train", model.train, "backtest, gate, register and promote a model")
-    train.add_argument(
-        "--as-of", type=_as_of, metavar="TIME", help="train on what was known then (a date: its end, UTC)"
-    )
-    promote = verb("promote", model.promote, "make a registered model the champion: what the next build contains")
-    which = promote.add_mutually_exclusive_group(required=True)
-    which.add_argument("version", nargs="?", type=int, help="number in the registry")
-    which.add_argument("--artifact", type=Path, metavar="DIR", help="import the model in DIR and promote it")
-    promote.add_argument("--reason", default="by hand", help="recorded beside who and when")
-    back = verb("rollback", model.rollback, "make the champion before this one champion again")
-    back.add_argument("--reason", default="by hand", help="recorded beside who and when")
+    _model_words(verb)
     export = verb("export", model.export, "write the champion's files into a folder")
     export.add_argument("folder", type=Path)
     forecast = verb("forecast", model.forecast, "forecast with the champion")
@@ -139,6 +129,38 @@ examples:
     drop.add_argument("cells", type=int, nargs="+", metavar="ID")
     for one in (replay, drop):
         one.add_argument("--reason", type=_reason, metavar="TEXT", required=True, help="recorded beside who and when")
+
+
+def _model_words(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    train = verb("train", model.train, "backtest, gate, register and promote a model", """\
+examples:
+  model_service train --as-of 2016-07-01    # on what was known then
+  model_service train --overrule slice_2008 --reason "one-off: the crisis"    # an audited row; the model's card says so
+""")  # fmt: skip
+    _clocks(train)
+    train.add_argument("--overrule", action="append", default=[], metavar="RULE", help="this rule of the gate does not"
+                       " block; may be repeated")  # fmt: skip
+    train.add_argument("--reason", type=_reason, metavar="TEXT", help="why --overrule; recorded beside who and when")
+    train.add_argument("--to", type=Path, metavar="DIR", help="only write the model's files there: nothing is judged,"
+                       " recorded or registered")  # fmt: skip
+    models = verb("models", lambda _: None, "registered models and training runs, and how they differ")
+    under = models.add_subparsers(required=True, metavar="list | runs | show | diff")
+    verb("list", model.models_list, "every model and its state, newest first", under=under)
+    verb("runs", model.models_runs, "every training run, also those that the gate refused", under=under)
+    shown = verb("show", model.models_show, "one model: what made it, its gate, its life", under=under)
+    shown.add_argument("model", metavar="MODEL", help="its version or digest")
+    diff = verb("diff", model.models_diff, "what differs in parameters, data, code and figures", under=under)
+    diff.add_argument("one", metavar="MODEL")
+    diff.add_argument("other", metavar="MODEL")
+    promote = verb("promote", model.promote, "make a registered model the champion: what the next build contains")
+    which = promote.add_mutually_exclusive_group(required=True)
+    which.add_argument("version", nargs="?", type=int, help="number in the registry")
+    which.add_argument("--artifact", type=Path, metavar="DIR", help="import the model in DIR and promote it")
+    promote.add_argument("--challenger", action="store_true", help="make it the challenger instead")
+    promote.add_argument("--sign-off", metavar="NAME", help="who answers for it: needed where gate.sign_off is true")
+    back = verb("rollback", model.rollback, "make the champion before this one champion again")
+    for one in (promote, back):
+        one.add_argument("--reason", type=_reason, default="by hand", help="recorded beside who and when")
 
 
 def _fail(message: str, code: int) -> int:

@@ -136,6 +136,7 @@ class Gate(Section):
     level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     max_rmse_ratio: Annotated[float, Field(gt=0)] = 1.02
     coverage_slack: Share = 0.15
+    sign_off: bool = False  # what passes waits for `promote VERSION --sign-off NAME`
 
 
 class Serving(Section):

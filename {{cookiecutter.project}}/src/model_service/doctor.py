@@ -117,7 +117,7 @@ def _chunks(connection: Connection) -> list[Finding]:
 def _champion(connection: Connection) -> Finding:
     champion = registry.champion(connection)
     if champion is None:
-        return _finding("champion", "look", "no model is registered: run `train`")
+        return _finding("champion", "look", "no model is champion: run `train`, or promote one of `models list`")
     try:
         built = artifact.load(settings.model_folder())
         built.check()

@@ -21,13 +21,13 @@ FROM quarantine q JOIN load l ON l.load_id = q.load_id LEFT JOIN quarantine_acti
 """
 
 
-def _rows(connection: Connection, statement: str, asked: Any = None) -> list[Row]:
+def fetch(connection: Connection, statement: str, asked: Any = None) -> list[Row]:
     return connection.cursor(row_factory=dict_row).execute(statement, asked).fetchall()
 
 
 def loads(connection: Connection, dataset: str | None) -> list[Row]:
     """The ledger, newest first; one dataset's for a name."""
-    return _rows(
+    return fetch(
         connection,
         f"SELECT load_id, dataset, request->>'file' AS file, kind, status, {', '.join(COUNTS)}, committed_at, origin,"  # noqa: S608
         " replay_for FROM load WHERE dataset = coalesce(%s, dataset) ORDER BY load_id DESC",
@@ -42,22 +42,22 @@ def loads_text(rows: list[Row]) -> str:
          *(f"{row[name]:,}" for name in COUNTS), row["file"])
         for row in rows
     ]  # fmt: skip
-    return _table(head, table) if rows else "nothing was loaded"
+    return columns(head, table) if rows else "nothing was loaded"
 
 
 def load(connection: Connection, load_id: int) -> Row:
     """One load: its row, its checks, its quarantine by rule, and the loads that came of it. Raises UsageError."""
-    found = _rows(connection, "SELECT * FROM load WHERE load_id = %s", [load_id])
+    found = fetch(connection, "SELECT * FROM load WHERE load_id = %s", [load_id])
     if not found:
         raise UsageError(f"there is no load {load_id}: see `load list`")
     checks = "SELECT * FROM check_result WHERE load_id = %s ORDER BY rule, subject"
     refused = f"SELECT rule, count(*) AS cells, count(*) - count(action) AS open FROM ({QUARANTINED}) q"  # noqa: S608
     later = "SELECT load_id, kind, status, new + changed + deleted + vanished AS rows, who, reason FROM load"
     return found[0] | {
-        "checks": _rows(connection, checks, [load_id]),
-        "quarantine": _rows(connection, f"{refused} WHERE load_id = %s GROUP BY 1 ORDER BY 1", [load_id]),
-        "read_again_by": _rows(connection, f"{later} WHERE origin = %s AND kind <> 'late' ORDER BY 1", [load_id]),
-        "late_loads": _rows(connection, f"{later} WHERE replay_for = %s ORDER BY 1", [load_id]),
+        "checks": fetch(connection, checks, [load_id]),
+        "quarantine": fetch(connection, f"{refused} WHERE load_id = %s GROUP BY 1 ORDER BY 1", [load_id]),
+        "read_again_by": fetch(connection, f"{later} WHERE origin = %s AND kind <> 'late' ORDER BY 1", [load_id]),
+        "late_loads": fetch(connection, f"{later} WHERE replay_for = %s ORDER BY 1", [load_id]),
     }
 
 
@@ -94,7 +94,7 @@ def _why(row: Row) -> str:
 
 def quarantined(connection: Connection, unsettled: bool, load_id: int | None, rule: str | None) -> list[Row]:
     """Quarantined cells, oldest first, with what was done about each (`action` None: nothing yet)."""
-    return _rows(
+    return fetch(
         connection,
         f"{QUARANTINED} WHERE (%(load)s::bigint IS NULL OR q.load_id = %(load)s) AND rule = coalesce(%(rule)s, rule)"
         " AND NOT (%(open)s AND a.action IS NOT NULL) ORDER BY quarantine_id",
@@ -112,12 +112,12 @@ def quarantined_text(rows: list[Row]) -> str:
         return "nothing is there"
     rules = ", ".join(f"{count:,} {rule}" for rule, count in Counter(row["rule"] for row in rows).most_common())
     shown = f"; the first {SHOWN} are shown, --open, --load and --rule narrow it" if len(rows) > SHOWN else ""
-    return f"{_table(('id', 'load', 'line', 'series', 'period', 'rule', 'raw', 'done'), table)}\n{rules}{shown}"
+    return f"{columns(('id', 'load', 'line', 'series', 'period', 'rule', 'raw', 'done'), table)}\n{rules}{shown}"
 
 
 def refused(connection: Connection, number: int) -> Row:
     """One quarantined cell; raises UsageError when there is none of that number."""
-    found = _rows(connection, f"{QUARANTINED} WHERE quarantine_id = %s", [number])
+    found = fetch(connection, f"{QUARANTINED} WHERE quarantine_id = %s", [number])
     if not found:
         raise UsageError(f"nothing is in quarantine as {number}: see `quarantine list`")
     return found[0]
@@ -153,7 +153,7 @@ def _short(text: str) -> str:
     return plain if len(plain) <= 24 else plain[:23] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def columns(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns as wide as they need to be; figures stand to the right."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,6 +1,8 @@
-"""Models and their life, as rows: what was registered, and every promotion with who, when, from, to, why."""
+"""Models and their life, as rows: what was registered, and every change of its state with who, when, from, to, why."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from model_service.errors import ServiceError, UsageError
 from model_service.settings import who
 
 Connection = psycopg.Connection[Any]
+STATES = "SELECT DISTINCT ON (version) version, state_to, at FROM transition ORDER BY version, transition_id DESC"
 
 
 class NoModel(ServiceError):
-    """Nothing was promoted yet."""
+    """Nothing was promoted yet: what was registered, if anything, waits for a person."""
 
     def __init__(self) -> None:
-        super().__init__("no model is registered: run `python -m model_service train`")
+        super().__init__("no model is champion: run `python -m model_service train`, or promote one of `models list`")
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,33 @@ class Registered:
     files: dict[str, bytes]
 
 
-def register(connection: Connection, folder: Path) -> int:
-    """Stores the model in `folder`; the same digest again is the same version. Raises ArtifactError."""
+def register(connection: Connection, folder: Path, reason: str) -> int:
+    """Stores the model in `folder` as a candidate; the same digest again is the same version. Raises ArtifactError."""
     files, digest = artifact.read(folder)
     texts = {name: files[name].decode() for name in files if name != "model.onnx"}
-    connection.execute(
-        "INSERT INTO model (digest, files, onnx) VALUES (%s, %s, %s) ON CONFLICT (digest) DO NOTHING",
-        [digest, json.dumps(texts), files["model.onnx"]],
-    )
-    row = connection.execute("SELECT version FROM model WHERE digest = %s", [digest]).fetchone()
+    with connection.transaction():
+        row = connection.execute(
+            "INSERT INTO model (digest, files, onnx) VALUES (%s, %s, %s) ON CONFLICT (digest) DO NOTHING"
+            " RETURNING version",
+            [digest, json.dumps(texts), files["model.onnx"]],
+        ).fetchone()
+        if row:
+            _move(connection, row[0], "candidate", "register", reason)
+        else:
+            row = connection.execute("SELECT version FROM model WHERE digest = %s", [digest]).fetchone()
     return int(row[0]) if row else 0
+
+
+def _move(connection: Connection, version: int, to: str, action: str, reason: str) -> None:
+    connection.execute(
+        "INSERT INTO transition (version, state_from, state_to, action, who, reason) VALUES (%s, %s, %s, %s, %s, %s)",
+        [version, states(connection).get(version), to, action, who(), reason],
+    )
+
+
+def states(connection: Connection) -> dict[int, str]:
+    """Version: `candidate`, `challenger`, `champion` or `retired`."""
+    return dict(connection.execute(f"SELECT version, state_to FROM ({STATES}) newest").fetchall())  # noqa: S608
 
 
 def champion(connection: Connection) -> Registered | None:
@@ -51,9 +71,13 @@ def champion(connection: Connection) -> Registered | None:
     )
 
 
-def find(connection: Connection, digest: str) -> Registered | None:
-    """The registered model of that digest, or None."""
-    return _registered(connection.execute("SELECT version, digest, files, onnx FROM model WHERE digest = %s", [digest]))
+def find(connection: Connection, model: str) -> Registered | None:
+    """The registered model of that digest or version, or None."""
+    return _registered(
+        connection.execute(
+            "SELECT version, digest, files, onnx FROM model WHERE %s IN (digest, version::text)", [model]
+        )
+    )
 
 
 def _registered(rows: psycopg.Cursor[Any]) -> Registered | None:
@@ -65,15 +89,29 @@ def _registered(rows: psycopg.Cursor[Any]) -> Registered | None:
     return Registered(version, digest, files)
 
 
-def promote(connection: Connection, version: int, action: str, reason: str) -> bool:
-    """Makes `version` the champion by an audited row; False when it is already. Raises UsageError if unknown."""
+def named(connection: Connection, model: str) -> Registered:
+    """The registered model of that digest or version; raises UsageError that lists those there are."""
+    if found := find(connection, model):
+        return found
+    known = connection.execute("SELECT coalesce(string_agg(version::text, ', ' ORDER BY version), 'none') FROM model")
+    raise UsageError(f"model {model} is not registered (registered: {(known.fetchone() or ['none'])[0]})")
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """One change of champion or challenger at a time, in one transaction: what it read of states still holds."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('promotion', 0))")
-        if connection.execute("SELECT FROM model WHERE version = %s", [version]).fetchone() is None:
-            known = connection.execute(
-                "SELECT coalesce(string_agg(version::text, ', ' ORDER BY version), 'none') FROM model"
-            )
-            raise UsageError(f"model {version} is not registered (registered: {(known.fetchone() or ['none'])[0]})")
+        yield
+
+
+def promote(connection: Connection, version: int, action: str, reason: str) -> bool:
+    """Makes `version` the champion, and retires the one before; False when it is already. Raises UsageError if unknown.
+
+    The row of `promotion` makes those of `transition` (see the migration).
+    """
+    with _alone(connection):
+        named(connection, str(version))
         now = champion(connection)
         if now and now.version == version:
             return False
@@ -84,16 +122,36 @@ def promote(connection: Connection, version: int, action: str, reason: str) -> b
     return True
 
 
+def challenge(connection: Connection, version: int, reason: str) -> bool:
+    """Makes `version` the challenger, and retires the one before; False when it is already.
+
+    Raises UsageError if it is unknown or the champion.
+    """
+    with _alone(connection):
+        named(connection, str(version))
+        now = states(connection)
+        if now.get(version) == "champion":
+            raise UsageError(f"model {version} is the champion: it cannot be its own challenger")
+        if now.get(version) == "challenger":
+            return False
+        for one in [one for one, state in now.items() if state == "challenger"]:
+            _move(connection, one, "retired", "promote", f"replaced by model {version}")
+        _move(connection, version, "challenger", "promote", reason)
+    return True
+
+
 def rollback(connection: Connection, reason: str) -> int:
     """Makes the champion before this one champion again; returns its version. Raises ServiceError without one."""
-    now = champion(connection)
-    row = connection.execute(  # what a rollback left behind is not what it goes back to the next time
-        "SELECT previous FROM promotion WHERE version = %s AND action <> 'rollback' ORDER BY promotion_id DESC LIMIT 1",
-        [now.version if now else None],
-    ).fetchone()
-    if row is None or row[0] is None:
-        raise ServiceError("there is no earlier champion to go back to")
-    promote(connection, row[0], "rollback", reason)
+    with _alone(connection):
+        now = champion(connection)
+        row = connection.execute(  # what a rollback left behind is not what it goes back to the next time
+            "SELECT previous FROM promotion WHERE version = %s AND action <> 'rollback'"
+            " ORDER BY promotion_id DESC LIMIT 1",
+            [now.version if now else None],
+        ).fetchone()
+        if row is None or row[0] is None:
+            raise ServiceError("there is no earlier champion to go back to")
+        promote(connection, row[0], "rollback", reason)
     return int(row[0])
 
 

@@ -9,18 +9,24 @@ from model_service.contract import Gate
 from model_service.features import Floats, Integers
 
 DRAWS = 10_000
+FIRM = {"leak", "determinism", "onnx_parity", "signature", "skew"}  # nobody may overrule what makes the figures wrong
 FEWEST_BLOCKS = 10  # of fewer, the bootstrap finds an advantage that is not there
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule's figure against its limit."""
+    """One rule's figure against its limit; `overruled` by a person: it failed, and does not block."""
 
     name: str
     ok: bool
     figure: float
     limit: float
     says: str
+    overruled: bool = False
+
+    @property
+    def blocks(self) -> bool:
+        return not (self.ok or self.overruled)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.says} {self.figure:.4g}, limit {self.limit:.4g}"

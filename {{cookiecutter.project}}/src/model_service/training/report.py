@@ -1,13 +1,17 @@
 """What is written of a model: its card, its golden examples, the answer it holds, and `build/report.md` for people."""
 
 import json
+import platform
+import re
 import subprocess
+import sysconfig
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from model_service import artifact, digests, features, forecasting
 from model_service.features import Floats
@@ -16,6 +20,8 @@ from model_service.training import serialize
 from model_service.training.backtest import Backtest
 from model_service.training.gate import Rule
 from model_service.training.probes import Candidate
+
+PROVENANCE = ("git_commit", "source_hash", "lock_hash", "platform")
 
 
 def card(
@@ -81,14 +87,36 @@ def files(card: dict[str, Any], made: Candidate) -> dict[str, bytes]:
     return written | {"model.onnx": graph}
 
 
-def provenance(root: Path) -> dict[str, str]:
-    """Which code and which locked packages: the commit, or `uncommitted`, with hashes of what is on disk."""
+def provenance(root: Path) -> dict[str, Any]:
+    """The commit, or `uncommitted`, with hashes of the code and the locks that are on disk; and the platform."""
     sources = [path for path in (root / "src").rglob("*") if path.suffix in {".py", ".sql"}]
     return {
         "git_commit": _commit(root),
         "source_hash": digests.of_files(root, [*sources, root / "service.toml"]),
         "lock_hash": digests.of_files(root, (root / "requirements").glob("*.txt")),
+        "platform": _platform(),
     }
+
+
+def _platform() -> dict[str, str]:
+    """What the bytes of a model rest on beside code and packages: where all of it is the same, they are the same."""
+    said = ("internal_api", "version", "architecture")
+    kernels = {" ".join(str(one.get(part)) for part in said) for one in threadpool_info() if one["user_api"] == "blas"}
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "os": f"{sysconfig.get_platform()} {' '.join(platform.libc_ver())}".strip(),
+        "cpu": _cpu(),
+        "blas": ", ".join(sorted(kernels)),
+    }
+
+
+def _cpu() -> str:
+    """The instructions that it knows, sorted, where the system lists them; else its name."""
+    try:
+        listed = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+    except OSError:
+        listed = None
+    return " ".join(sorted(listed[1].split())) if listed else platform.processor()
 
 
 def _commit(root: Path) -> str:
@@ -122,7 +150,7 @@ def _text(card: dict[str, Any], rules: list[Rule]) -> str:
                for name in rmse]  # fmt: skip
     covered = [", ".join(f"{share:.1%} at {horizon}" for horizon, share in zip(horizons, shares, strict=True))
                for shares in coverage.values()]  # fmt: skip
-    gate = [(one.name, f"{one.figure:.4g}", f"{one.limit:.4g}", "pass" if one.ok else "**block**") for one in rules]
+    gate = [(one.name, f"{one.figure:.4g}", f"{one.limit:.4g}", _verdict(one)) for one in rules]
     return f"""\
 # {card["service"]}: {target["series"]} by {card["estimator"]}
 
@@ -140,10 +168,14 @@ Coverage of the intervals, made at each origin from errors already realized ther
 
 {_lines(f"- {level}: {shares}" for level, shares in zip(coverage, covered, strict=True))}
 
-## Gate: {"passed" if all(rule.ok for rule in rules) else "BLOCKED"}
+## Gate: {"BLOCKED" if any(rule.blocks for rule in rules) else "passed"}
 
 {_table(["rule", "figure", "limit", ""], gate)}
 """
+
+
+def _verdict(rule: Rule) -> str:
+    return "pass" if rule.ok else "**block**" if rule.blocks else "overruled"
 
 
 def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -1,41 +1,122 @@
-"""`train`: read by two clocks, backtest, gate, serialize, register, promote."""
+"""`train`: read by two clocks, backtest, gate, serialize, record, register, promote."""
 
-from datetime import UTC, datetime, time
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 from threadpoolctl import threadpool_limits
 
-from model_service import artifact, features, forecasting, registry
+from model_service import artifact, experiments, features, forecasting, registry
 from model_service.contract import Contract
-from model_service.errors import Blocked, ServiceError
+from model_service.errors import Blocked, ServiceError, UsageError
+from model_service.mistakes import nearest
 from model_service.store import read
 from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, serialize
-from model_service.training.gate import Rule
+from model_service.training.gate import FIRM, Rule
 from model_service.training.probes import Candidate, Say
 
 BUILD = "build"
+INPUTS = "inputs.npy"
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class Overruling:
+    """Rules that a person lets pass, whatever their figures, and why."""
+
+    rules: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A training that nothing was done about yet. It rests on clocks, code and `Overruling` alone: it can be repeated.
+
+    rules: those that look at neither champion nor this machine's clock.
+    """
+
+    candidate: Candidate
+    rules: list[Rule]
+    card: dict[str, Any]
 
 
 def train(
-    contract: Contract, connection: psycopg.Connection[Any], root: Path, known_at: datetime, say: Say
+    contract: Contract,
+    connection: Connection,
+    root: Path,
+    known_at: datetime,
+    say: Say,
+    data_version: str | None = None,
+    overruling: Overruling = Overruling(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Trains as of `known_at`, gates, registers and promotes; returns version, digest and whether it was promoted.
+    """Trains as of `known_at`, gates, records the run, registers and promotes; returns what came of it.
 
-    Writes `build/report.md` and `build/report.json` in any case. Raises Blocked with every rule that refused, and
-    NoDataYet or ServiceError when the data are too few.
+    Writes `build/report.md` and `build/report.json` in any case. Raises Blocked with every rule that refused, NoDataYet
+    or ServiceError when the data are too few, UsageError when a rule is overruled that is unknown or may not be.
     """
+    began = time.monotonic()
     with threadpool_limits(1):  # sums in another order are other bytes
-        version = read.data_version(connection)
+        made = make(contract, connection, root, known_at, say, data_version, overruling)
+        rules = _overruled(made.rules, overruling)
+        report.write(root / BUILD, made.card, rules)
+        for rule in rules:
+            say(f"{'pass ' if rule.ok else 'BLOCK' if rule.blocks else 'OVERRULED'}  {rule}")
+        refused = [f"  {rule}" for rule in rules if rule.blocks]
+        files = {} if refused else report.files(made.card, made.candidate)
+    waived = ", ".join(rule.name for rule in rules if rule.overruled)
+    why = f"overruled {waived}: {overruling.reason}" if waived else "passed the gate"
+    outcome = "blocked" if refused else "overruled" if waived else "passed"
+    with connection.transaction():
+        done = {} if refused else _register(contract, connection, root / BUILD / "model", files, why)
+        number = _record(contract, connection, made.card, rules, outcome, done.get("version"), time.monotonic() - began)
+    if refused:
+        raise Blocked(
+            "\n".join(["the gate refused; nothing was registered (build/report.md has all figures):", *refused])
+        )
+    return done | {"run": number, "outcome": outcome}
+
+
+def make(
+    contract: Contract,
+    connection: Connection,
+    root: Path,
+    known_at: datetime,
+    say: Say,
+    data_version: str | None = None,
+    overruling: Overruling = Overruling(),  # noqa: B008
+) -> Made:
+    """A model by a pair of clocks, and how it did; nothing is written. Raises as `train` does, but not Blocked."""
+    if firm := sorted(FIRM.intersection(overruling.rules)):
+        raise UsageError(f"{', '.join(firm)}: nobody may overrule what makes the other figures wrong")
+    with threadpool_limits(1):
+        version = read.data_version(connection, data_version)
         known = forecasting.known_inputs(contract, connection, known_at, version)
         made = candidate(cases(contract, known.rows, known_at), say)
         rules = judged(made, say)
         card = report.card(made.tested, rules, root, known_at, known.until, version)
-        files = report.files(card, made)
-    report.write(root / BUILD, card, rules)
-    _refuse(rules, say)
-    return _register(connection, root / BUILD / "model", files)
+    if overruling.rules:
+        card["overruled"] = {"rules": list(overruling.rules), "reason": overruling.reason}
+    return Made(made, rules, card)
+
+
+def write(made: Made, folder: Path) -> str:
+    """The model's files, and beside them the inputs that it learned from; returns the digest."""
+    with threadpool_limits(1):
+        digest = artifact.write(folder, report.files(made.card, made.candidate), "unregistered")
+    table = made.candidate.tested.table
+    np.save(folder / INPUTS, table.inputs[table.complete])
+    return digest
+
+
+def _overruled(rules: list[Rule], overruling: Overruling) -> list[Rule]:
+    names = [rule.name for rule in rules]
+    if unknown := [name for name in overruling.rules if name not in names]:
+        raise UsageError(f"--overrule {unknown[0]}: there is no such rule{nearest(unknown[0], names)}")
+    return [replace(rule, overruled=not rule.ok and rule.name in overruling.rules) for rule in rules]
 
 
 def candidate(table: Cases, say: Say) -> Candidate:
@@ -74,21 +155,41 @@ def _fit(table: Cases) -> tuple[estimators.Fitted, bytes]:
     return fitted, serialize.graph(fitted, table.inputs.shape[1])
 
 
-def _refuse(rules: list[Rule], say: Say) -> None:
-    for rule in rules:
-        say(f"{'pass ' if rule.ok else 'BLOCK'}  {rule}")
-    if refused := [f"  {rule}" for rule in rules if not rule.ok]:
-        raise Blocked(
-            "\n".join(["the gate refused; nothing was registered (build/report.md has all figures):", *refused])
-        )
-
-
-def _register(connection: psycopg.Connection[Any], folder: Path, files: dict[str, bytes]) -> dict[str, Any]:
+def _register(
+    contract: Contract, connection: Connection, folder: Path, files: dict[str, bytes], why: str
+) -> dict[str, Any]:
+    """A candidate, and, unless a person must sign it off, at once the champion."""
     artifact.write(folder, files, "unregistered")
-    version = registry.register(connection, folder)
+    version = registry.register(connection, folder, why)
     digest = artifact.write(folder, files, str(version))
-    promoted = registry.promote(connection, version, "promote", "passed the gate")
-    return {"version": version, "digest": digest, "promoted": promoted}
+    promoted = not contract.gate.sign_off and registry.promote(connection, version, "promote", why)
+    state = registry.states(connection)[version]
+    return {"version": version, "digest": digest, "promoted": promoted, "state": state}
+
+
+def _record(
+    contract: Contract,
+    connection: Connection,
+    card: dict[str, Any],
+    rules: list[Rule],
+    outcome: str,
+    version: int | None,
+    seconds: float,
+) -> int:
+    declared = contract.model_dump(mode="json", include={"target", "feature", "train", "gate"})
+    return experiments.record(
+        connection,
+        outcome=outcome,
+        version=version,
+        known_at=card["trained_as_of"]["known_at"],
+        data_version=card["trained_as_of"]["data_version"],
+        parameters=declared | {"chosen": card.get("chosen")},
+        figures=card["metrics"],
+        gate=[vars(rule) for rule in rules],
+        provenance={part: card[part] for part in (*report.PROVENANCE, "loads", "data_hash")},
+        page=None,
+        seconds=seconds,
+    )
 
 
 def newest_knowledge(connection: psycopg.Connection[Any]) -> datetime:
@@ -96,4 +197,4 @@ def newest_knowledge(connection: psycopg.Connection[Any]) -> datetime:
     newest = read.newest_known_from(connection)
     if newest is None:
         raise ServiceError("nothing has been loaded yet: run `python -m model_service load`")
-    return datetime.combine(newest.astimezone(UTC), time.max, UTC)
+    return datetime.combine(newest.astimezone(UTC), datetime.max.time(), UTC)

@@ -51,7 +51,7 @@ def record_forecast(contract: Contract, url: str) -> None:
         )
     with connect(url, "loader") as connection:
         if registry.champion(connection) is None:
-            return say("no forecast yet: no model is registered")
+            return say("no forecast yet: no model is champion")
         try:
             registry.record(connection, forecasting.by_champion(contract, connection, None, None, None))
         except ServiceError as error:

@@ -1,35 +1,56 @@
-"""Verbs of models: train, promote, rollback, export, forecast, serve, telemetry."""
+"""Verbs of models: train, models, promote, rollback, export, forecast, serve, telemetry."""
 
 from argparse import Namespace
 
 from model_service import settings
+from model_service.errors import UsageError
 from model_service.store.connection import connect, database
-from model_service.verbs import declared, put, record_forecast, say
+from model_service.verbs import declared, put, record_forecast, say, show
 
 
 def train(arguments: Namespace) -> None:
     from model_service.training import run
 
+    if bool(arguments.overrule) != bool(arguments.reason):
+        raise UsageError("--overrule RULE and --reason TEXT go together")
+    overruling = run.Overruling(tuple(arguments.overrule), arguments.reason or "")
     contract = declared()
     with database() as url:
-        with connect(url, "loader") as connection:
+        with connect(url, "reader" if arguments.to else "loader") as connection:
             known_at = arguments.as_of or run.newest_knowledge(connection)
-            result = run.train(contract, connection, settings.root(), known_at, say)
+            asked = contract, connection, settings.root(), known_at, say, arguments.data_version, overruling
+            if arguments.to:
+                digest = run.write(run.make(*asked), arguments.to)
+                text = f"{digest} is in {arguments.to}; nothing was judged, recorded or registered"
+                return put(arguments, {"digest": digest}, text)
+            result = run.train(*asked)
         record_forecast(contract, url)
-    put(arguments, result, f"model {result['version']} ({result['digest']}) is the champion; see build/report.md")
+    version = result["version"]
+    text = "is the champion" if result["state"] == "champion" else f"waits: `promote {version} --sign-off NAME`"
+    return put(arguments, result, f"model {version} ({result['digest']}) {text}; see build/report.md")
 
 
 def promote(arguments: Namespace) -> None:
     from model_service import registry
 
+    reason = f"signed off by {arguments.sign_off}: {arguments.reason}" if arguments.sign_off else arguments.reason
+    by_hand = not (arguments.artifact or arguments.challenger)  # an image's model was the champion where it was built
+    if by_hand and not arguments.sign_off and declared().gate.sign_off:
+        raise UsageError(
+            f"gate.sign_off is true in service.toml: a person answers for a champion: `promote {arguments.version}"
+            " --sign-off NAME`"
+        )
     with database() as url, connect(url, "loader") as connection:
+        version, action = arguments.version, "promote"
         if arguments.artifact:
-            version, action = registry.register(connection, arguments.artifact), "import"
+            version, action = registry.register(connection, arguments.artifact, arguments.reason), "import"
+        if arguments.challenger:
+            changed = registry.challenge(connection, version, reason)
         else:
-            version, action = arguments.version, "promote"
-        changed = registry.promote(connection, version, action, arguments.reason)
+            changed = registry.promote(connection, version, action, reason)
+    state = "challenger" if arguments.challenger else "champion"
     put(arguments, {"version": version, "changed": changed},
-           f"model {version} is {'now' if changed else 'already'} the champion")  # fmt: skip
+           f"model {version} is {'now' if changed else 'already'} the {state}")  # fmt: skip
 
 
 def rollback(arguments: Namespace) -> None:
@@ -38,6 +59,31 @@ def rollback(arguments: Namespace) -> None:
     with database() as url, connect(url, "loader") as connection:
         version = registry.rollback(connection, arguments.reason)
     put(arguments, {"version": version}, f"model {version} is the champion again; the next build will contain it")
+
+
+def models_list(arguments: Namespace) -> None:
+    from model_service import experiments
+
+    show(arguments, experiments.models, experiments.models_text)
+
+
+def models_runs(arguments: Namespace) -> None:
+    from model_service import experiments
+
+    show(arguments, experiments.runs, experiments.runs_text)
+
+
+def models_show(arguments: Namespace) -> None:
+    from model_service import experiments
+
+    show(arguments, lambda connection: experiments.model(connection, arguments.model), experiments.model_text)
+
+
+def models_diff(arguments: Namespace) -> None:
+    from model_service import experiments
+
+    pair = arguments.one, arguments.other
+    show(arguments, lambda connection: experiments.difference(connection, *pair), experiments.difference_text)
 
 
 def export(arguments: Namespace) -> None:

@@ -17,7 +17,7 @@ CREATE TABLE training_run (
 );
 CREATE INDEX training_run_version ON training_run (version);
 
--- The promotion log says who was champion when; this says what became of each model. Nothing is taken back.
+-- What became of each model; its newest row is its state. Nothing is taken back.
 CREATE TABLE transition (
     transition_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     version       integer NOT NULL REFERENCES model,
@@ -29,6 +29,29 @@ CREATE TABLE transition (
     at            timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX transition_version ON transition (version, transition_id DESC);
+
+-- Who is champion is said by the last row of `promotion`, which the code before this file writes as well: so the log
+-- follows it by a trigger, whoever promotes.
+CREATE FUNCTION transitions_of(one promotion) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO transition (version, state_from, state_to, action, who, reason, at)
+    SELECT part.version,
+           (SELECT t.state_to FROM transition t WHERE t.version = part.version ORDER BY t.transition_id DESC LIMIT 1),
+           part.state, (one).action, (one).who, part.reason, (one).at
+    FROM (VALUES ((one).version, 'champion', (one).reason),
+                 ((one).previous, 'retired', format('replaced by model %s', (one).version))) part (version, state, reason)
+    WHERE part.version IS NOT NULL
+$$;
+INSERT INTO transition (version, state_to, action, who, reason, at)
+    SELECT version, 'candidate', 'register', 'unknown', 'registered before this log began', created_at
+    FROM model ORDER BY version;
+SELECT transitions_of(one) FROM (SELECT p FROM promotion p ORDER BY promotion_id) AS ordered (one);
+CREATE FUNCTION promotion_is_a_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM transitions_of(NEW);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER promotion_is_a_transition AFTER INSERT ON promotion
+    FOR EACH ROW EXECUTE FUNCTION promotion_is_a_transition();
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO model_reader, model_loader;
 GRANT INSERT ON training_run, transition TO model_loader;

@@ -1,0 +1,456 @@
+"""What becomes of a model is kept: who made it what it is, when, from what, to what and why; also what was refused."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from serving import make_project
+
+from model_service import artifact, experiments, forecasting, registry, settings
+from model_service.cli import main
+from model_service.contract import Contract
+from model_service.errors import Blocked, ServiceError, UsageError
+from model_service.store import migrate
+from model_service.store.connection import connect
+from model_service.training import run
+from model_service.training.run import Candidate, Overruling
+
+Connection = psycopg.Connection[Any]
+
+
+def card(number: int, **more: Any) -> dict[str, Any]:
+    """A card of a model that nobody trained."""
+    return {
+        "target": {"series": "UNRATE", "unit": "percent"}, "inputs": ["a", "b"], "horizons": [1], "estimator": "ridge",
+        "seed": number, "trained_as_of": {"known_at": "2016-07-29T23:59:59Z", "data_version": "sha256:0"}, "loads": {},
+        "data_hash": "sha256:1", "git_commit": "0" * 40, "source_hash": "sha256:2", "lock_hash": "sha256:3",
+        "metrics": {"rmse": {"model": [0.1], "last_value": [0.2]}, "origins": {"scored": 9, "first": "1998-01-01"}},
+        "gate": [],
+    } | more  # fmt: skip
+
+
+def registered(connection: Connection, folder: Path, number: int, **more: Any) -> int:
+    texts = {"card.json": card(number, **more), "golden.json": {}, "held.json": {}}
+    files = {name: json.dumps(text).encode() for name, text in texts.items()}
+    artifact.write(folder / str(number), files | {"model.onnx": b""}, "unregistered")
+    return registry.register(connection, folder / str(number), "passed the gate")
+
+
+def life(connection: Connection, version: int) -> list[tuple[str, ...]]:
+    asked = "SELECT state_from, state_to, action, reason FROM transition WHERE version = %s ORDER BY transition_id"
+    return connection.execute(asked, [version]).fetchall()
+
+
+def is_whole(connection: Connection) -> bool:
+    """Each state of a model begins where the one before ended, and the log has one champion: the last promoted."""
+    found = connection.execute("SELECT version, state_from, state_to FROM transition ORDER BY transition_id").fetchall()
+    now: dict[int, str] = {}
+    for version, state_from, state_to in found:
+        if now.get(version) != state_from or state_from == state_to:
+            return False
+        now[version] = state_to
+    champion = registry.champion(connection)
+    return [version for version, state in now.items() if state == "champion"] == (
+        [champion.version] if champion else []
+    )
+
+
+@pytest.mark.ml_test("infra-7")
+def test_every_change_of_a_models_state_is_a_row_with_who_from_to_and_why(loader: Connection, tmp_path: Path) -> None:
+    first, second = (registered(loader, tmp_path, number) for number in (1, 2))
+    registry.promote(loader, first, "promote", "good")
+    registry.promote(loader, second, "promote", "better")
+    assert registry.states(loader) == {first: "retired", second: "champion"}
+    assert registry.rollback(loader, "worse in July") == first
+    assert life(loader, first) == [
+        (None, "candidate", "register", "passed the gate"),
+        ("candidate", "champion", "promote", "good"),
+        ("champion", "retired", "promote", f"replaced by model {second}"),
+        ("retired", "champion", "rollback", "worse in July"),
+    ]
+    assert life(loader, second)[-1] == ("champion", "retired", "rollback", f"replaced by model {first}")
+    assert {who for (who,) in loader.execute("SELECT who FROM transition").fetchall()} == {settings.who()}
+    assert is_whole(loader)
+
+
+@pytest.mark.ml_test("infra-7", sabotage=True)
+def test_a_rollback_that_leaves_no_transition_is_seen(url: str, loader: Connection, tmp_path: Path) -> None:
+    for number in (1, 2):
+        registry.promote(loader, registered(loader, tmp_path, number), "promote", "good")
+    with psycopg.connect(url) as owner:
+        owner.execute("ALTER TABLE promotion DISABLE TRIGGER USER")
+    registry.rollback(loader, "unseen")
+    assert not is_whole(loader)
+
+
+def test_the_same_model_again_is_the_same_version_and_no_transition(loader: Connection, tmp_path: Path) -> None:
+    assert registered(loader, tmp_path, 1) == registered(loader, tmp_path, 1)
+    assert len(life(loader, 1)) == 1
+    assert registry.promote(loader, 1, "promote", "once")
+    assert not registry.promote(loader, 1, "promote", "twice")
+    assert len(life(loader, 1)) == 2
+
+
+def test_there_is_one_challenger_and_it_is_not_the_champion(loader: Connection, tmp_path: Path) -> None:
+    first, second, third = (registered(loader, tmp_path, number) for number in (1, 2, 3))
+    registry.promote(loader, first, "promote", "good")
+    assert registry.challenge(loader, second, "in the shadow first")
+    assert not registry.challenge(loader, second, "again")
+    assert registry.challenge(loader, third, "this one")
+    assert registry.states(loader) == {first: "champion", second: "retired", third: "challenger"}
+    with pytest.raises(UsageError, match="cannot be its own challenger"):
+        registry.challenge(loader, first, "why not")
+    registry.promote(loader, third, "promote", "earned it")
+    assert life(loader, third)[-1][:2] == ("challenger", "champion")
+    assert is_whole(loader)
+
+
+def promote_at_once(url: str, versions: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promotes each version by a connection of its own; all read the champion before one writes, if they can."""
+    everyone, honest = threading.Barrier(len(versions)), registry.champion
+
+    def slow(connection: Connection) -> registry.Registered | None:
+        found = honest(connection)
+        with suppress(threading.BrokenBarrierError):
+            everyone.wait(0.5)
+        return found
+
+    def promote(version: int) -> None:
+        with connect(url, "loader") as connection:
+            registry.promote(connection, version, "promote", "at once")
+
+    monkeypatch.setattr(registry, "champion", slow)
+    threads = [threading.Thread(target=promote, args=[version]) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.setattr(registry, "champion", honest)
+
+
+def test_promotions_at_once_follow_one_another(
+    url: str, loader: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote_at_once(url, [registered(loader, tmp_path, number) for number in range(4)], monkeypatch)
+    assert loader.execute("SELECT count(*) FROM promotion").fetchone() == (4,)
+    assert is_whole(loader)
+
+
+def test_promotions_that_do_not_wait_for_each_other_are_seen_to_contradict(
+    url: str, loader: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_alone", lambda connection: connection.transaction())
+    promote_at_once(url, [registered(loader, tmp_path, number) for number in range(4)], monkeypatch)
+    assert not is_whole(loader)
+
+
+def test_two_people_at_work_at_once_lose_no_transition(url: str, loader: Connection, tmp_path: Path) -> None:
+    versions = [registered(loader, tmp_path, number) for number in range(3)]
+    promoted: list[str] = []
+
+    def work(turn: int) -> None:
+        with connect(url, "loader") as connection:
+            for step in range(30):
+                version, reason = versions[(turn + step) % 3], f"{turn}.{step}"
+                with suppress(ServiceError):
+                    if step % 5 == 4:
+                        registry.rollback(connection, reason)
+                    elif step % 5 == 2:
+                        registry.challenge(connection, version, reason)
+                    elif registry.promote(connection, version, "promote", reason):
+                        promoted.append(reason)
+
+    threads = [threading.Thread(target=work, args=[turn]) for turn in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = {reason for (reason,) in loader.execute("SELECT reason FROM transition").fetchall()}
+    assert len(promoted) > 10
+    assert set(promoted) <= kept
+    assert is_whole(loader)
+
+
+@pytest.fixture
+def older(server: str, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database as the code before this registry left it: models 1 to 4, of which 1, 2 and then 1 was champion."""
+    known = migrate.migrations()
+    name = "test_older_registry"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    url = make_conninfo(server, dbname=name)
+    monkeypatch.setattr(migrate, "migrations", lambda: known[: known.index("0003_models.sql")])
+    migrate.migrate(url, contract)
+    with psycopg.connect(url, autocommit=True) as owner:
+        for number in range(1, 5):
+            owner.execute("INSERT INTO model (digest, files, onnx) VALUES (%s, '{}', '')", [f"sha256:{number}"])
+        for version, previous, action in ((1, None, "promote"), (2, 1, "promote"), (1, 2, "rollback")):
+            owner.execute(PROMOTED, [version, previous, action])
+    monkeypatch.setattr(migrate, "migrations", lambda: known)
+    migrate.migrate(url, contract)
+    yield url
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+PROMOTED = "INSERT INTO promotion (version, previous, action, who, reason) VALUES (%s, %s, %s, 'me', 'then')"
+
+
+def test_models_of_before_get_the_life_that_their_promotions_tell(older: str) -> None:
+    with connect(older, "loader") as connection:
+        assert registry.states(connection) == {1: "champion", 2: "retired", 3: "candidate", 4: "candidate"}
+        assert [to for _, to, _, _ in life(connection, 1)] == ["candidate", "champion", "retired", "champion"]
+        assert is_whole(connection)
+
+
+def test_an_image_of_before_may_still_promote(older: str) -> None:
+    with connect(older, "loader") as connection:
+        connection.execute(PROMOTED, [3, 1, "import"])  # as its code does
+        assert registry.states(connection) == {1: "retired", 2: "retired", 3: "champion", 4: "candidate"}
+        assert life(connection, 3)[-1] == ("candidate", "champion", "import", "then")
+        assert is_whole(connection)
+
+
+# From here on with a model that was really trained.
+
+
+def copied(folder: Path) -> Path:
+    (folder / "service.toml").write_bytes((settings.root() / "service.toml").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(loaded: Connection, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = copied(tmp_path_factory.mktemp("trained"))
+    return run.train(contract, loaded, root, run.newest_knowledge(loaded), print)
+
+
+@pytest.fixture(scope="module")
+def poor(contract: Contract) -> Contract:
+    """Of a target that nothing here forecasts better than an autoregression does."""
+    return contract.model_copy(update={"target": contract.target.model_copy(update={"series": "INDPRO"})})
+
+
+@pytest.fixture(scope="module")
+def refused(
+    loaded: Connection, poor: Contract, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Candidate, list[str]]:
+    """What was made for `poor`, and the rules that refused it."""
+    kept: list[Candidate] = []
+
+    def keep(*asked: Any) -> Candidate:
+        kept.append(candidate(*asked))
+        return kept[0]
+
+    candidate = run.candidate
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Blocked) as blocked:
+        patch.setattr(run, "candidate", keep)
+        run.train(poor, loaded, copied(tmp_path_factory.mktemp("poor")), run.newest_knowledge(loaded), print)
+    return kept[0], [line.split(":")[0].strip() for line in str(blocked.value).splitlines()[1:]]
+
+
+@pytest.fixture
+def train_poor(
+    loaded: Connection,
+    trained: dict[str, Any],
+    poor: Contract,
+    refused: tuple[Candidate, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Callable[..., dict[str, Any]]:
+    """Trains it again, overruling some rules; the costly part is the one of `refused`."""
+    monkeypatch.setattr(run, "candidate", lambda *_: refused[0])
+    at = run.newest_knowledge(loaded)
+    return lambda *rules: run.train(poor, loaded, copied(tmp_path), at, print, None, Overruling(rules, "one-off"))
+
+
+@pytest.mark.ml_test("model-1")
+def test_a_refused_training_is_a_row_that_can_be_compared(
+    loaded: Connection, trained: dict[str, Any], refused: tuple[Candidate, list[str]]
+) -> None:
+    blocked, passed = experiments.runs(loaded)[:2]
+    assert (blocked["outcome"], blocked["version"]) == ("blocked", None)
+    assert (passed["outcome"], passed["version"]) == ("passed", trained["version"])
+    assert [rule["name"] for rule in blocked["gate"] if not rule["ok"]] == refused[1]
+    assert blocked["parameters"]["target"]["series"] == "INDPRO"
+    assert blocked["figures"]["rmse"].keys() == {"model", "last_value", "seasonal", "ar"}
+    assert (blocked["known_at"], blocked["data_version"]) == (passed["known_at"], passed["data_version"])
+    assert {"git_commit", "source_hash", "lock_hash", "platform", "data_hash"} <= blocked["provenance"].keys()
+    assert refused[1][0] in experiments.runs_text([blocked, passed]).splitlines()[1]
+
+
+def test_a_rule_is_overruled_by_name_and_reason_and_everything_says_so(
+    loaded: Connection,
+    poor: Contract,
+    refused: tuple[Candidate, list[str]],
+    train_poor: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    before = registry.champion(loaded)
+    made = train_poor(*refused[1])
+    assert made["outcome"] == experiments.runs(loaded)[0]["outcome"] == "overruled"
+    why = f"overruled {', '.join(refused[1])}: one-off"
+    assert life(loaded, made["version"]) == [
+        (None, "candidate", "register", why), ("candidate", "champion", "promote", why)
+    ]  # fmt: skip
+    assert artifact.load(tmp_path / "build/model").card["overruled"] == {"rules": refused[1], "reason": "one-off"}
+    report = json.loads((tmp_path / "build/report.json").read_text())
+    assert [rule["name"] for rule in report["gate"] if rule["overruled"]] == refused[1]
+    shown = experiments.model_text(experiments.model(loaded, str(made["version"])))
+    assert f"overruled {', '.join(refused[1])}: one-off" in shown
+    assert shown.count(", overruled\n") == len(refused[1])
+    again = run.make(
+        poor, loaded, tmp_path, run.newest_knowledge(loaded), print, None, Overruling(tuple(refused[1]), "one-off")
+    )
+    assert run.write(again, tmp_path / "again") == made["digest"]
+    assert registry.rollback(loaded, "back to what the other tests know") == before.version  # type: ignore[union-attr]
+
+
+def test_only_the_rules_that_were_named_do_not_block(
+    loaded: Connection, refused: tuple[Candidate, list[str]], train_poor: Callable[..., dict[str, Any]]
+) -> None:
+    assert len(refused[1]) > 1
+    with pytest.raises(Blocked) as blocked:
+        train_poor(refused[1][0])
+    assert refused[1][0] not in str(blocked.value)
+    assert all(name in str(blocked.value) for name in refused[1][1:])
+    assert [rule["name"] for rule in experiments.runs(loaded)[0]["gate"] if rule["overruled"]] == refused[1][:1]
+
+
+def test_an_unknown_rule_is_refused_with_the_nearest(train_poor: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UsageError, match="--overrule better_than_arr: .* did you mean 'better_than_ar'?"):
+        train_poor("better_than_arr")
+
+
+@pytest.mark.parametrize("rule", ["leak", "determinism", "onnx_parity", "signature", "skew"])
+def test_what_makes_figures_wrong_cannot_be_overruled(train_poor: Callable[..., dict[str, Any]], rule: str) -> None:
+    with pytest.raises(UsageError, match=f"{rule}: nobody may overrule"):
+        train_poor(rule)
+
+
+@pytest.fixture(scope="module")
+def waiting(
+    loaded: Connection, contract: Contract, trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What came of a training with sign_off, as of an earlier day."""
+    strict = contract.model_copy(update={"gate": contract.gate.model_copy(update={"sign_off": True})})
+    root = copied(tmp_path_factory.mktemp("waiting"))
+    return run.train(strict, loaded, root, forecasting.parse_as_of("2016-07-01"), print)
+
+
+def test_with_sign_off_a_model_waits_for_a_person(
+    loaded: Connection, trained: dict[str, Any], waiting: dict[str, Any]
+) -> None:
+    assert (waiting["promoted"], waiting["state"]) == (False, "candidate")
+    assert registry.champion(loaded).version == trained["version"]  # type: ignore[union-attr]
+    assert experiments.runs(loaded, waiting["version"])[0]["outcome"] == "passed"
+
+
+def test_a_model_of_an_earlier_day_has_no_hindsight_and_is_rolled_back(
+    trained: dict[str, Any], waiting: dict[str, Any], loaded: Connection, contract: Contract
+) -> None:
+    registry.promote(loaded, waiting["version"], "promote", "as it was then")
+    at = forecasting.parse_as_of("2016-07-01")
+    assert forecasting.by_champion(contract, loaded, at, None, [1])["hindsight"] is False
+    assert registry.rollback(loaded, "too early") == trained["version"]
+    assert forecasting.by_champion(contract, loaded, at, None, [1])["hindsight"] is True
+    row = loaded.execute("SELECT action, reason, previous FROM promotion ORDER BY promotion_id DESC LIMIT 1").fetchone()
+    assert row == ("rollback", "too early", waiting["version"])
+
+
+def test_there_is_nothing_before_the_first_champion(loader: Connection, tmp_path: Path) -> None:
+    registry.promote(loader, registered(loader, tmp_path, 1), "promote", "good")
+    with pytest.raises(ServiceError, match="no earlier champion"):
+        registry.rollback(loader, "one more")
+
+
+@pytest.mark.ml_test("infra-1")
+def test_a_model_is_made_into_a_folder_without_a_trace_whatever_the_champion(
+    loaded: Connection, contract: Contract, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    before = loaded.execute("SELECT (SELECT count(*) FROM model), (SELECT count(*) FROM training_run)").fetchone()
+    made = run.make(contract, loaded, copied(tmp_path), run.newest_knowledge(loaded), print)
+    assert run.write(made, tmp_path / "made") == trained["digest"]
+    assert artifact.load(tmp_path / "made").digest == trained["digest"]
+    after = loaded.execute("SELECT (SELECT count(*) FROM model), (SELECT count(*) FROM training_run)").fetchone()
+    assert after == before
+    assert not (tmp_path / "build").exists()
+
+
+# What a person types.
+
+
+@pytest.fixture
+def desk(
+    project: Path, url: str, loader: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> Callable[..., tuple[int, str]]:
+    """Runs a verb in a project with two registered models, 1 the champion; gives exit code and what was said."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    for number in (1, 2):
+        registered(loader, tmp_path / "fakes", number, estimator=["ridge", "gradient_boosting"][number - 1])
+    registry.promote(loader, 1, "promote", "good")
+
+    def call(*words: str) -> tuple[int, str]:
+        code = main(list(words))
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return call
+
+
+def test_models_are_listed_shown_and_compared(desk: Callable[..., tuple[int, str]]) -> None:
+    code, said = desk("models", "list")
+    assert code == 0
+    assert [line.split()[:2] for line in said.splitlines()[1:]] == [["2", "candidate"], ["1", "champion"]]
+    code, said = desk("models", "show", "1")
+    assert (code, "candidate -> champion (promote by" in said) == (0, True)
+    code, said = desk("models", "diff", "1", "2")
+    assert "estimator: ridge -> gradient_boosting" in said
+    assert "seed: 1 -> 2" in said
+    assert "data" not in said
+    code, said = desk("models", "show", "9")
+    assert (code, said) == (2, "error: model 9 is not registered (registered: 1, 2)\n")
+    assert desk("models", "runs") == (0, "no training run is recorded\n")
+
+
+@pytest.mark.ml_test("model-1", sabotage=True)
+def test_with_sign_off_a_promotion_needs_a_name(
+    desk: Callable[..., tuple[int, str]], project: Path, loader: Connection
+) -> None:
+    text = (project / "service.toml").read_text()
+    (project / "service.toml").write_text(text.replace("[gate]", "[gate]\nsign_off = true", 1))
+    code, said = desk("promote", "2")
+    assert code == 2
+    assert "`promote 2 --sign-off NAME`" in said
+    assert registry.states(loader)[2] == "candidate"
+    assert desk("promote", "2", "--sign-off", "A. Person", "--reason", "read the report")[0] == 0
+    assert life(loader, 2)[-1] == ("candidate", "champion", "promote", "signed off by A. Person: read the report")
+
+
+def test_a_challenger_is_named_and_the_champion_stays(desk: Callable[..., tuple[int, str]], loader: Connection) -> None:
+    assert desk("promote", "2", "--challenger") == (0, "model 2 is now the challenger\n")
+    assert registry.states(loader) == {1: "champion", 2: "challenger"}
+
+
+def test_an_image_brings_its_model_along_once(
+    desk: Callable[..., tuple[int, str]], loader: Connection, tmp_path: Path
+) -> None:
+    make_project(tmp_path / "image")
+    folder = tmp_path / "image/build/model"
+    files, _ = artifact.read(folder)
+    digest = artifact.write(folder, files | {"backtest.json": b"{}"}, "7")
+    assert desk("promote", "--artifact", str(folder), "--reason", "deploy") == (0, "model 3 is now the champion\n")
+    assert desk("promote", "--artifact", str(folder), "--reason", "up") == (0, "model 3 is already the champion\n")
+    assert [to for _, to, _, _ in life(loader, 3)] == ["candidate", "champion"]
+    assert desk("export", str(tmp_path / "exported"))[0] == 0
+    assert artifact.read(tmp_path / "exported")[1] == digest
+
+
+def test_a_rule_is_not_overruled_without_a_reason(desk: Callable[..., tuple[int, str]]) -> None:
+    assert desk("train", "--overrule", "evidence") == (2, "error: --overrule RULE and --reason TEXT go together\n")
