@@ -1,5 +1,6 @@
 """The baked project does its work: its own tests pass, its gate lets the right models through, its figures hold."""
 
+import hashlib
 import json
 import re
 import secrets
@@ -7,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, BakedProject, image, run
@@ -125,3 +127,68 @@ def test_the_readme_shows_the_figures_of_the_default_bake(built: BakedProject) -
 def test_a_committed_project_trains_a_model_that_names_its_commit(built: BakedProject) -> None:
     card = json.loads(built.text("build/report.json"))["card"]
     assert card["git_commit"] == built.run("git", "rev-parse", "HEAD").stdout.strip()
+
+
+def imported(project: BakedProject, **card: Any) -> str:
+    """The built model with other words in its card, as a model of its own in the registry: its version."""
+    folder = project.path / "build/other"
+    shutil.copytree(project.path / "build/model", folder)
+    text = json.loads((folder / "card.json").read_text()) | card
+    (folder / "card.json").write_text(json.dumps(text, indent=1) + "\n")
+    sums = "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.iterdir())
+        if path.name not in ("SHA256SUMS", "registry.json")
+    )
+    (folder / "SHA256SUMS").write_text(sums)
+    done = project.service("promote", "--artifact", "build/other", "--json")
+    shutil.rmtree(folder)
+    return str(json.loads(done.stdout)["version"])
+
+
+def test_a_model_is_made_again_to_the_byte_from_commit_lock_and_clocks(built: BakedProject) -> None:
+    done = built.service("reproduce", "1")
+    assert done.stdout.endswith("equal to the byte\n")
+    assert len(built.run("git", "worktree", "list").stdout.splitlines()) == 1
+    assert built.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_what_a_model_was_not_made_of_is_found_when_it_is_made_again(variant: BakedProject) -> None:
+    variant.commit()
+    for words in (["migrate"], ["load"], ["train"]):
+        variant.service(*words)
+    card = json.loads(variant.text("build/model/card.json"))
+    edit(variant, "service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
+    variant.run("git", "commit", "-q", "-a", "-m", "Fewer lags")
+    other = variant.run("git", "rev-parse", "HEAD").stdout.strip()
+
+    done = variant.service("reproduce", imported(variant, git_commit=other), check=False)
+    assert done.returncode == 1
+    assert f"commit {other} is not what this model was trained on: source_hash is recorded as" in done.stderr
+
+    source = re.search(r"source_hash is recorded as \S+, and is (sha256:[0-9a-f]+)", done.stderr)[1]
+    done = variant.service("reproduce", imported(variant, git_commit=other, source_hash=source), check=False)
+    assert done.returncode == 1
+    assert re.search(r"^differs   .*card\.json.*model\.onnx", done.stdout, re.M)
+    assert done.stdout.endswith("NOT EQUAL on the recorded platform\n")
+
+    version = imported(variant, platform=card["platform"] | {"python": "CPython 3.9.1"})
+    done = variant.service("reproduce", version)
+    assert re.search(r"^platform  platform\.python: CPython 3\.9\.1 -> CPython 3\.\d+\.\d+$", done.stdout, re.M)
+    assert done.stdout.endswith("another platform: equal within that bound\n")
+
+    (variant.path / "wheels").mkdir()
+    done = variant.service("reproduce", "1", "--bundle", "wheels", check=False)
+    assert done.returncode == 1
+    missing = re.search(r"missing, or not by the recorded hash: (.*)", done.stderr)[1].split(", ")
+    assert {one.split("==")[0] for one in missing} >= {"numpy", "scikit-learn", "onnx"}
+
+
+def test_a_model_of_code_that_was_never_committed_is_made_again_while_the_code_is_there(variant: BakedProject) -> None:
+    for words in (["migrate"], ["load"], ["train"]):
+        variant.service(*words)
+    assert variant.service("reproduce", "1").stdout.endswith("equal to the byte\n")
+    edit(variant, "service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
+    done = variant.service("reproduce", "1", check=False)
+    assert done.returncode == 1
+    assert "never committed, and the working tree is no longer it: source_hash" in done.stderr

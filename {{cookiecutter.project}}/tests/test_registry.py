@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -18,7 +20,7 @@ from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.store import migrate
 from model_service.store.connection import connect
-from model_service.training import run
+from model_service.training import reproduce, run
 from model_service.training.run import Candidate, Overruling
 
 Connection = psycopg.Connection[Any]
@@ -383,6 +385,52 @@ def test_a_model_is_made_into_a_folder_without_a_trace_whatever_the_champion(
     assert not (tmp_path / "build").exists()
 
 
+# What `reproduce` asks of a model that was made again.
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    make_project(tmp_path)
+    return artifact.read(tmp_path / "build" / "model")[0]
+
+
+@pytest.fixture
+def rows(files: dict[str, bytes]) -> Any:
+    return np.random.default_rng(1).normal(size=(50, len(json.loads(files["card.json"])["inputs"])))
+
+
+def edited(files: dict[str, bytes], step: float = 0, **card: Any) -> dict[str, bytes]:
+    """The model with other words in its card, and weights moved by `step`."""
+    graph = onnx.load_model_from_string(files["model.onnx"])
+    weights = next(one for one in graph.graph.initializer if one.name == "weights")
+    weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) + step, "weights"))
+    text = json.dumps(json.loads(files["card.json"]) | card).encode()
+    return files | {"card.json": text, "model.onnx": graph.SerializeToString() if step else files["model.onnx"]}
+
+
+@pytest.mark.ml_test("infra-1", sabotage=True)
+def test_on_the_recorded_platform_a_model_must_come_out_equal_to_the_byte(files: dict[str, bytes], rows: Any) -> None:
+    assert reproduce.compared(files, files, rows)["holds"]
+    found = reproduce.compared(files, edited(files, seed=2), rows)
+    assert (found["holds"], found["files"], found["card"]) == (False, ["card.json"], ["seed"])
+    assert reproduce.compared(files, edited(files, step=1e-12), rows)["files"] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(("step", "holds"), [(0, True), (1e-9, True), (1e-3, False)])
+def test_on_another_platform_its_predictions_must_be_equal_within_the_parity_bound(
+    files: dict[str, bytes], rows: Any, step: float, holds: bool
+) -> None:
+    found = reproduce.compared(files, edited(files, step, platform={"python": "CPython 3.0.0"}), rows)
+    assert found["holds"] is holds
+    assert found["platform"]["platform.python"][1] == "CPython 3.0.0"
+
+
+def test_a_model_of_other_inputs_is_never_equal(files: dict[str, bytes], rows: Any) -> None:
+    names = json.loads(files["card.json"])["inputs"]
+    other = edited(files, inputs=[*names[:-1], "another"], platform={"python": "CPython 3.0.0"})
+    assert not reproduce.compared(files, other, rows)["holds"]
+
+
 # What a person types.
 
 
@@ -454,3 +502,11 @@ def test_an_image_brings_its_model_along_once(
 
 def test_a_rule_is_not_overruled_without_a_reason(desk: Callable[..., tuple[int, str]]) -> None:
     assert desk("train", "--overrule", "evidence") == (2, "error: --overrule RULE and --reason TEXT go together\n")
+
+
+def test_a_model_of_code_that_is_gone_is_not_made_again(
+    desk: Callable[..., tuple[int, str]], loader: Connection
+) -> None:
+    code, said = desk("reproduce", "1")
+    assert code == 1
+    assert f"commit {'0' * 40} cannot be checked out" in said

@@ -161,6 +161,12 @@ examples:
     back = verb("rollback", model.rollback, "make the champion before this one champion again")
     for one in (promote, back):
         one.add_argument("--reason", type=_reason, default="by hand", help="recorded beside who and when")
+    again = verb("reproduce", model.reproduce, "make a registered model again from its record, and compare", """\
+Commit, locked packages and both clocks are taken from the model's card. On the recorded platform the files must be
+equal to the byte; on another one the predictions, within the bound of the parity rule.
+""")  # fmt: skip
+    again.add_argument("model", metavar="MODEL", help="its version or digest")
+    again.add_argument("--bundle", type=Path, metavar="DIR", help="install from its wheels, without an index")
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Verbs of models: train, models, promote, rollback, export, forecast, serve, telemetry."""
+"""Verbs of models: train, models, promote, rollback, reproduce, export, forecast, serve, telemetry."""
 
 from argparse import Namespace
 
@@ -84,6 +84,15 @@ def models_diff(arguments: Namespace) -> None:
 
     pair = arguments.one, arguments.other
     show(arguments, lambda connection: experiments.difference(connection, *pair), experiments.difference_text)
+
+
+def reproduce(arguments: Namespace) -> int:
+    from model_service.training import reproduce
+
+    with database() as url, connect(url) as connection:
+        found = reproduce.reproduce(connection, url, settings.root(), arguments.model, arguments.bundle, say)
+    put(arguments, found, reproduce.text(found))
+    return 0 if found["holds"] else 1
 
 
 def export(arguments: Namespace) -> None:
