@@ -154,4 +154,4 @@ def test_what_the_gate_refuses_is_not_registered(
     with pytest.raises(Blocked, match=r"better_than_ar: .* limit 0\.05"):
         run.train(other, loaded, copied(tmp_path), run.newest_knowledge(loaded), print)
     assert registry.champion(loaded) == before
-    assert "Gate: BLOCKED" in (tmp_path / "build" / "report.md").read_text()
+    assert "BLOCKED by the gate: better_than_ar" in (tmp_path / "build" / "report.html").read_text("utf-8")

@@ -1,27 +1,28 @@
-"""What is written of a model: its card, its golden examples, the answer it holds, and `build/report.md` for people."""
+"""What is written of a model: its card, its golden examples, the answer it holds, and the report."""
 
 import json
 import platform
 import re
 import subprocess
 import sysconfig
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 from threadpoolctl import threadpool_info
 
-from model_service import artifact, digests, features, forecasting
+from model_service import artifact, digests, features, forecasting, listing, periods
 from model_service.features import Floats
 from model_service.store.read import DataVersion
-from model_service.training import serialize
-from model_service.training.backtest import Backtest
+from model_service.training import Cases, page, serialize
+from model_service.training.backtest import LEVELS, Backtest
 from model_service.training.gate import Rule
 from model_service.training.probes import Candidate
 
 PROVENANCE = ("git_commit", "source_hash", "lock_hash", "platform")
+VINTAGES = 12  # that the report shows the effect of revisions at
 
 
 def card(
@@ -65,26 +66,30 @@ def _rmse(errors: Floats) -> list[float]:
 
 def files(card: dict[str, Any], made: Candidate) -> dict[str, bytes]:
     """The model's files, by name."""
-    tested, graph = made.tested, made.graph
-    table = tested.table
+    table, graph = made.tested.table, made.graph
     examples = table.inputs[table.complete][-5:]
     golden = artifact.session(graph).run(["forecast"], {"features": examples})[0]
-    held = forecasting.held_answer(
-        table.contract,
-        forecasting.head(table.contract, card["trained_as_of"], card["inputs_known_until"]),
-        {"model": card["intervals"], "baseline": tested.spread(tested.baseline["last_value"])},
-        int(table.last[-1]),
-        made.fitted.predict(table.inputs[-1:])[0].tolist(),
-        float(table.anchor[-1]),
-    )
     tolerance = float(np.abs(golden).max()) * serialize.PARITY
     texts = {
         "card.json": card,
         "golden.json": {"instances": examples.tolist(), "forecasts": golden.tolist(), "tolerance": tolerance},
-        "held.json": held,
+        "held.json": held(card, made),
     }
     written = {name: (json.dumps(value, indent=1) + "\n").encode() for name, value in texts.items()}
     return written | {"model.onnx": graph}
+
+
+def held(card: dict[str, Any], made: Candidate) -> dict[str, Any]:
+    """The answer of a process that never reached its database: the forecast made now."""
+    table = made.tested.table
+    return forecasting.held_answer(
+        table.contract,
+        forecasting.head(table.contract, card["trained_as_of"], card["inputs_known_until"]),
+        {"model": card["intervals"], "baseline": made.tested.spread(made.tested.baseline["last_value"])},
+        int(table.last[-1]),
+        made.fitted.predict(table.inputs[-1:])[0].tolist(),
+        float(table.anchor[-1]),
+    )
 
 
 def provenance(root: Path) -> dict[str, Any]:
@@ -134,53 +139,87 @@ def _commit(root: Path) -> str:
     return "uncommitted"
 
 
-def write(folder: Path, card: dict[str, Any], rules: list[Rule]) -> None:
-    """`report.md`, and the same as `report.json`."""
+def body(card: dict[str, Any], made: Candidate, rules: list[Rule], **more: Any) -> dict[str, Any]:
+    """All that `report.json` and the page hold. `more`: loads, and what else `page.page` can show."""
+    return {
+        "description": made.tested.table.contract.service.description,
+        "card": card,
+        "gate": [vars(rule) for rule in rules],
+        "forecast": held(card, made)["forecasts"],
+        "backtest": _backtest(made.tested),
+        "series": {name: _series(made.tested.table, name) for name in made.tested.table.held},
+        "vintages": _vintages(made),
+        **more,
+    }
+
+
+def _backtest(tested: Backtest) -> dict[str, Any]:
+    """What the charts are drawn from, by origin and horizon; null: not known, or not to be made."""
+    table, horizons = tested.table, tested.table.contract.target.horizons
+    frequency = table.contract.series[table.contract.target.series].frequency
+    made_by = {"model": tested.forecast, **tested.baseline}
+    ends = {"lower": tested.lower, "upper": tested.upper}
+    return {
+        "origins": [forecasting.stamp(features.moment(int(origin))) for origin in table.origin[tested.places]],
+        "valid_time": [[periods.date_of(frequency, int(last) + ahead).isoformat() for ahead in horizons]
+                       for last in table.last[tested.places]],
+        "truth": _plain(tested.truth),
+        "forecast": {name: _plain(made) for name, made in made_by.items()},
+        **{end: {str(level): _plain(values[..., n]) for n, level in enumerate(LEVELS)} for end, values in ends.items()},
+    }  # fmt: skip
+
+
+def _plain(values: Floats) -> list[Any]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]
+
+
+def _series(table: Cases, name: str) -> dict[str, Any]:
+    """What is held of a series, and how many of its values have moved since first known; `revision`: by how much on
+    average, in multiples of the mean change from one period to the next."""
+    held, declared = table.held[name], table.contract.series[name]
+    first = np.append(True, np.diff(held.period) != 0)  # of the rows of a period
+    latest = held.value[np.append(first[1:], True)]
+    moved = np.abs(latest - held.value[first])
+    moved, usual = moved[moved > 0], np.abs(np.diff(latest))
+    usual = usual[usual > 0]
+    return {
+        **{key: getattr(declared, key) for key in ("unit", "frequency", "release_lag_days")},
+        "first": periods.date_of(declared.frequency, int(held.period[0])).isoformat(),
+        "last": periods.date_of(declared.frequency, int(held.period[-1])).isoformat(),
+        "values": int((~np.isnan(latest)).sum()),
+        "vintages": len(np.unique(held.known)),
+        "revised": len(moved),
+        "revision": float(moved.mean() / usual.mean()) if moved.size and usual.size else 0.0,
+    }
+
+
+def _vintages(made: Candidate) -> list[dict[str, Any]]:
+    """The forecast at each of the last VINTAGES, newest first, by what was known then, and by what is known now of the
+    same periods."""
+    table, end = made.tested.table, int(made.tested.table.origin[-1])
+    now, found = {name: one.at(end) for name, one in table.held.items()}, []
+    for vintage in np.unique(np.concatenate([one.known for one in table.held.values()]))[: -VINTAGES - 1 : -1]:
+        then = {name: one.at(int(vintage)) for name, one in table.held.items()}
+        cut = {name: (now[name][0], now[name][1][: start + len(values) - now[name][0]])
+               for name, (start, values) in then.items()}  # fmt: skip
+        rows = np.array([features.row(table.contract, known) for known in (then, cut)])
+        if not np.isnan(rows).any():
+            known, revised = made.fitted.predict(rows).tolist()
+            found.append({"vintage": f"{features.moment(int(vintage)):%Y-%m-%d}", "known": known, "revised": revised})
+    return found
+
+
+def loads(connection: psycopg.Connection[Any], version: DataVersion) -> list[dict[str, Any]]:
+    """The loads of a data version, newest first."""
+    held = [row for row in listing.loads(connection, None) if row["load_id"] <= version.loads.get(row["dataset"], 0)]
+    names = ("load_id", "dataset", "file", "kind", "status", "new", "changed", "deleted")
+    return [{name: row[name] for name in names} for row in held]
+
+
+def write(folder: Path, found: dict[str, Any]) -> str:
+    """`report.html` and `report.json`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(_text(card, rules))
-    report = {"card": card, "gate": [vars(rule) for rule in rules]}
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _text(card: dict[str, Any], rules: list[Rule]) -> str:
-    """The report as Markdown, from the model's card and the gate's rules."""
-    target, clocks, origins = card["target"], card["trained_as_of"], card["metrics"]["origins"]
-    rmse, coverage, horizons = card["metrics"]["rmse"], card["metrics"]["coverage"], card["horizons"]
-    columns = [[f"{own:.4g} ({own / last:.2f})" for own, last in zip(rmse[name], rmse["last_value"], strict=True)]
-               for name in rmse]  # fmt: skip
-    covered = [", ".join(f"{share:.1%} at {horizon}" for horizon, share in zip(horizons, shares, strict=True))
-               for shares in coverage.values()]  # fmt: skip
-    gate = [(one.name, f"{one.figure:.4g}", f"{one.limit:.4g}", _verdict(one)) for one in rules]
-    return f"""\
-# {card["service"]}: {target["series"]} by {card["estimator"]}
-
-Trained as of {clocks["known_at"]}, data version `{clocks["data_version"]}`, commit `{card["git_commit"]}`.
-
-Backtest: {origins["scored"]} scored origins from {origins["first"]} to {origins["last"]}; of all \
-{origins["real"] + origins["pseudo"]} origins {origins["real"]} were read from real vintages, {origins["pseudo"]} from \
-the oldest vintage masked by release lags (pseudo-real-time).
-
-RMSE in {target["unit"]}, and relative to the last value:
-
-{_table(["horizon", *rmse], zip(horizons, *columns, strict=True))}
-
-Coverage of the intervals, made at each origin from errors already realized there:
-
-{_lines(f"- {level}: {shares}" for level, shares in zip(coverage, covered, strict=True))}
-
-## Gate: {"BLOCKED" if any(rule.blocks for rule in rules) else "passed"}
-
-{_table(["rule", "figure", "limit", ""], gate)}
-"""
-
-
-def _verdict(rule: Rule) -> str:
-    return "pass" if rule.ok else "**block**" if rule.blocks else "overruled"
-
-
-def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    return _lines(f"| {' | '.join(map(str, row))} |" for row in [head, ["---"] * len(head), *rows])
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "\n".join(lines)
+    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    made = page.page(found)
+    (folder / "report.html").write_text(made, "utf-8")
+    return made

@@ -42,6 +42,7 @@ class Made:
     candidate: Candidate
     rules: list[Rule]
     card: dict[str, Any]
+    version: read.DataVersion
 
 
 def train(
@@ -55,14 +56,16 @@ def train(
 ) -> dict[str, Any]:
     """Trains as of `known_at`, gates, records the run, registers and promotes; returns what came of it.
 
-    Writes `build/report.md` and `build/report.json` in any case. Raises Blocked with every rule that refused, NoDataYet
-    or ServiceError when the data are too few, UsageError when a rule is overruled that is unknown or may not be.
+    Writes `build/report.html` and `build/report.json` in any case. Raises Blocked with every rule that refused,
+    NoDataYet or ServiceError when the data are too few, UsageError when a rule is overruled that is unknown or may not
+    be.
     """
     began = time.monotonic()
     with threadpool_limits(1):  # sums in another order are other bytes
         made = make(contract, connection, root, known_at, say, data_version, overruling)
         rules = _overruled(made.rules, overruling)
-        report.write(root / BUILD, made.card, rules)
+        body = report.body(made.card, made.candidate, rules, loads=report.loads(connection, made.version))
+        page = report.write(root / BUILD, body)
         for rule in rules:
             say(f"{'pass ' if rule.ok else 'BLOCK' if rule.blocks else 'OVERRULED'}  {rule}")
         refused = [f"  {rule}" for rule in rules if rule.blocks]
@@ -72,10 +75,11 @@ def train(
     outcome = "blocked" if refused else "overruled" if waived else "passed"
     with connection.transaction():
         done = {} if refused else _register(contract, connection, root / BUILD / "model", files, why)
-        number = _record(contract, connection, made.card, rules, outcome, done.get("version"), time.monotonic() - began)
+        spent = time.monotonic() - began
+        number = _record(contract, connection, made.card, rules, outcome, done.get("version"), page, spent)
     if refused:
         raise Blocked(
-            "\n".join(["the gate refused; nothing was registered (build/report.md has all figures):", *refused])
+            "\n".join(["the gate refused; nothing was registered (build/report.html has all figures):", *refused])
         )
     return done | {"run": number, "outcome": outcome}
 
@@ -100,7 +104,7 @@ def make(
         card = report.card(made.tested, rules, root, known_at, known.until, version)
     if overruling.rules:
         card["overruled"] = {"rules": list(overruling.rules), "reason": overruling.reason}
-    return Made(made, rules, card)
+    return Made(made, rules, card, version)
 
 
 def write(made: Made, folder: Path) -> str:
@@ -174,6 +178,7 @@ def _record(
     rules: list[Rule],
     outcome: str,
     version: int | None,
+    page: str,
     seconds: float,
 ) -> int:
     declared = contract.model_dump(mode="json", include={"target", "feature", "train", "gate"})
@@ -187,7 +192,7 @@ def _record(
         figures=card["metrics"],
         gate=[vars(rule) for rule in rules],
         provenance={part: card[part] for part in (*report.PROVENANCE, "loads", "data_hash")},
-        page=None,
+        page=page,
         seconds=seconds,
     )
 

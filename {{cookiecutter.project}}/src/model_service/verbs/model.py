@@ -27,7 +27,7 @@ def train(arguments: Namespace) -> None:
         record_forecast(contract, url)
     version = result["version"]
     text = "is the champion" if result["state"] == "champion" else f"waits: `promote {version} --sign-off NAME`"
-    return put(arguments, result, f"model {version} ({result['digest']}) {text}; see build/report.md")
+    return put(arguments, result, f"model {version} ({result['digest']}) {text}; see build/report.html")
 
 
 def promote(arguments: Namespace) -> None:
