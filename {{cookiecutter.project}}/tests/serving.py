@@ -56,6 +56,7 @@ def make_project(folder: Path, **serving: Any) -> Project:
     made = Project(folder, features.inputs(declared), list(declared.target.horizons), np.empty(0))
     made.weights = np.random.default_rng(1).normal(size=(len(made.inputs), len(made.horizons)))
     artifact.write(folder / "build" / "model", _files(made, declared), "fake")
+    (folder / "build" / "model" / artifact.REPORT).write_text("<!doctype html><title>Made up</title>", "utf-8")
     return made
 
 

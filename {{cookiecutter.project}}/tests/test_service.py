@@ -89,7 +89,22 @@ def test_model_names_what_a_caller_and_an_auditor_need(service: Running) -> None
 def test_docs_list_the_routes(service: Running) -> None:
     assert service.client.get("/docs").status_code == 200
     paths = service.client.get("/openapi.json").json()["paths"]
-    assert {"/v1/forecast", "/v1/predict", "/v1/model", "/livez", "/readyz", "/metrics"} <= set(paths)
+    assert {"/v1/forecast", "/v1/predict", "/v1/model", "/report", "/livez", "/readyz", "/metrics"} <= set(paths)
+
+
+def test_the_report_of_the_model_is_a_page(service: Running) -> None:
+    made, server = service.ours()
+    page = service.client.get("/report")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert page.text == "<!doctype html><title>Made up</title>"
+    assert any("/report" in line["message"] for line in server.lines() if "model" in line["message"])
+    served = max(made.root.rglob("report.html"), key=lambda path: "bentos" in path.parts)
+    away = served.rename(served.with_suffix(".away"))
+    try:
+        assert "make build" in problem(service.client.get("/report"), 404)["detail"]
+        assert service.client.get("/readyz").status_code == 200  # the model is whole without it
+    finally:
+        away.rename(served)
 
 
 def test_predict_answers_in_the_order_of_the_instances(service: Running) -> None:
@@ -258,7 +273,7 @@ def test_the_training_stack_is_not_in_the_process(service: Running) -> None:
         pytest.skip("needs /proc to look into a running process")
     maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids if Path(f"/proc/{pid}/maps").exists())
     assert "onnxruntime" in maps  # the control: this is how a loaded package is seen
-    assert not [name for name in ("sklearn", "scipy", "pandas") if f"/{name}/" in maps]
+    assert not [name for name in ("sklearn", "scipy", "pandas", "matplotlib") if f"/{name}/" in maps]
 
 
 def test_a_corrupted_model_is_not_ready(service: Running) -> None:
@@ -289,7 +304,7 @@ def test_a_port_that_is_taken_and_a_missing_bento_are_named(service: Running) ->
 @pytest.mark.parametrize("entry", ["app", "service"])
 def test_a_serving_process_neither_trains_nor_unpickles(entry: str, tmp_path: Path) -> None:
     made = make_project(tmp_path)
-    names = ("pandas", "sklearn", "scipy", "joblib")
+    names = ("pandas", "sklearn", "scipy", "joblib", "matplotlib")
     for name in names:  # there to be imported, whatever is installed
         (tmp_path / "there" / name).mkdir(parents=True)
         (tmp_path / "there" / name / "__init__.py").touch()

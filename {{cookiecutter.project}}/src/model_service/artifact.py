@@ -17,6 +17,7 @@ FILES = ("card.json", "golden.json", "held.json", "model.onnx")
 ALSO = ("backtest.json",)  # what older models have not
 SUMS = "SHA256SUMS"
 REGISTRY = "registry.json"
+REPORT = "report.html"  # of its training, for people; no part of the model
 
 
 class ArtifactError(ServiceError):
@@ -31,7 +32,7 @@ def sums(files: Mapping[str, bytes]) -> bytes:
 def write(folder: Path, files: Mapping[str, bytes], version: str) -> str:
     """Writes the model's files; returns its digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*FILES, *ALSO):
+    for name in (*FILES, *ALSO, REPORT):
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)

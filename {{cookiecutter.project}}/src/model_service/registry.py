@@ -156,11 +156,17 @@ def rollback(connection: Connection, reason: str) -> int:
 
 
 def export(connection: Connection, folder: Path) -> Registered:
-    """Writes the champion's files into `folder`; raises NoModel."""
+    """Writes the champion's files into `folder`, and the report of its training; raises NoModel."""
     found = champion(connection)
     if found is None:
         raise NoModel
     artifact.write(folder, found.files, str(found.version))
+    page = connection.execute(
+        "SELECT page FROM training_run WHERE version = %s AND page IS NOT NULL ORDER BY run_id DESC LIMIT 1",
+        [found.version],
+    ).fetchone()
+    if page:
+        (folder / artifact.REPORT).write_text(page[0], "utf-8")
     return found
 
 

@@ -6,7 +6,7 @@ Here what a serving process must not be able to do: import the training stack, a
 import sys
 from typing import Any
 
-FORBIDDEN = ("pandas", "sklearn", "scipy", "joblib")
+FORBIDDEN = ("pandas", "sklearn", "scipy", "joblib", "matplotlib")
 
 
 def seal() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from model_service import forecasting
 from model_service.features import Floats
@@ -80,6 +80,11 @@ def build(runtime: Runtime) -> FastAPI:
         model = runtime.model
         names = {"service": service.name, **model.name, "image_digest": _image()}
         return _json(names | {field: model.card.get(field) for field in CARD_FIELDS})
+
+    @app.get("/report", response_class=HTMLResponse)
+    async def report() -> Response:
+        """How the model was trained, tested and let through: one page for people."""
+        return HTMLResponse(await runtime.report())
 
     @app.get("/livez", response_class=Response)
     async def livez() -> Response:

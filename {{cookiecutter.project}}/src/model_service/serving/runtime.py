@@ -54,6 +54,7 @@ class Runtime:
         """Loads the model. One that cannot be loaded does not stop the process: it says so at /readyz."""
         try:
             self._model = await asyncio.to_thread(artifact.load, self._folder)
+            log.info("model %s answers; the report of its training is at /report", self._model.digest)
         except ServiceError as error:
             self._fault = str(error)
             log.error("model not loaded: %s", error)
@@ -75,6 +76,14 @@ class Runtime:
         if self._model is None:
             raise Problem(503, f"no model to answer with: {self._fault}")
         return self._model
+
+    async def report(self) -> bytes:
+        """The page about the model's training; raises Problem 404 where none came with the model."""
+        try:
+            return await asyncio.to_thread((self._folder / artifact.REPORT).read_bytes)
+        except OSError:
+            says = "no report came with this model: `train` writes one, `make build` packs it beside the model"
+            raise Problem(404, says) from None
 
     async def check(self) -> None:
         """Verifies the files on disk and replays golden examples; raises Problem 503."""
