@@ -40,6 +40,7 @@ NOISE = {
     "PORT",
     "ONCE",
 }
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 left_out: dict[str, list[str]] = defaultdict(list)
 
 
@@ -219,6 +220,11 @@ def _works(*command: str) -> bool:
         return False
 
 
+def browser() -> str | None:
+    """The first browser of Chromium's family on the path."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
 @functools.cache
 def missing(component: str) -> str:
     """Why a component cannot be used here; empty when it can."""
@@ -226,6 +232,8 @@ def missing(component: str) -> str:
         return "" if _works("docker", "info") else "Docker: no engine answers `docker info`"
     if component == "unshare":
         return "" if _works("unshare", "--net", "true") else "cut network: `unshare --net` does not work here"
+    if component == "browser":
+        return "" if browser() else f"browser: none of {', '.join(BROWSERS)} here: `apt-get install chromium`"
     if reason := missing("docker"):
         return reason
     name = image(f"{component.upper()}_IMAGE")
@@ -234,7 +242,7 @@ def missing(component: str) -> str:
     )
 
 
-COMPONENTS = ("docker", "unshare", "python", "timescale", "haproxy", "prometheus", "registry", "elasticsearch")
+COMPONENTS = ("browser", "docker", "unshare", *(name.removesuffix("_IMAGE").lower() for name in DEFAULT_IMAGES))
 
 
 def pytest_configure(config: pytest.Config) -> None:
