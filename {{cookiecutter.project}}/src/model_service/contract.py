@@ -16,6 +16,7 @@ Frequency = Literal["day", "week", "month", "quarter", "year"]
 Transform = Literal["level", "difference", "log_difference"]
 Action = Literal["block", "mark", "warn"]  # what follows when a load fails a check
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 CADENCE_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "year": 366}
 
@@ -133,9 +134,23 @@ class Train(Section):
 
 
 class Gate(Section):
-    level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    max_rmse_ratio: Annotated[float, Field(gt=0)] = 1.02
-    coverage_slack: Share = 0.15
+    """Limits of the gate's rules. Ratios of errors are ratios of RMSE."""
+
+    level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of each one-sided test
+    max_rmse_ratio: Positive = 1.02  # to the best baseline, at each horizon
+    min_rmse_ratio: Share = 0.2  # at the best horizon: a better model is more likely to know the answer
+    max_slice_ratio: Positive = 1.25  # to the best baseline of a slice, horizons averaged
+    max_champion_ratio: Positive = 1.05  # to the champion; that it is not more must be shown at `level`
+    coverage_slack: Share = 0.15  # how far an interval's coverage may stay below its level
+    max_perturbation: Positive = 0.5  # in the target's usual change, from inputs moved by a tenth of their spread
+    max_wrong_direction: Share = 0.1  # of the forecast's way, against a feature's declared direction
+    max_useless: Share = 0.7  # of the inputs not shown to matter: lags of one series stand in for each other
+    max_change: Positive = 0.5  # from the champion's forecasts when it is trained anew, in RMSE
+    max_overdue: Positive = 1.0  # of a series' next value, in one and a half of its source's cadence
+    max_incomplete: Share = 0.1  # of the origins, or of the last 24
+    max_beyond_range: Positive = 0.25  # of the newest inputs outside all earlier ones, in the range of those
+    max_model_bytes: PositiveInt = 20_000_000
+    max_latency_ratio: Positive = 2.0  # to the champion's when it is trained anew
     sign_off: bool = False  # what passes waits for `promote VERSION --sign-off NAME`
 
 

@@ -1,16 +1,17 @@
 """What a model must show before it may be promoted. It knows losses, cases and blocks, nothing of time series."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from model_service.contract import Gate
-from model_service.features import Floats, Integers
+from model_service.features import Flags, Floats, Integers
 
 DRAWS = 10_000
 FIRM = {"leak", "determinism", "onnx_parity", "signature", "skew"}  # nobody may overrule what makes the figures wrong
 FEWEST_BLOCKS = 10  # of fewer, the bootstrap finds an advantage that is not there
+NOTHING = 1e-300  # a baseline without any error: the ratio to it is huge, but a number
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,39 @@ class Rule:
 
 @dataclass(frozen=True)
 class Losses:
-    """Squared errors of n cases that the model was not fitted on: model and each baseline, float64 [n, H].
+    """Squared errors of n cases that nothing here was fitted on: model, baselines and champion, float64 [n, H].
 
-    block: int [n]; cases of one block may depend on each other, blocks are resampled whole.
+    block: int [n]; cases of one block may depend on each other, blocks are resampled whole. horizon: names of the H
+    columns. slices: flags [n] by name. champion: NaN where it has no forecast; None without one.
     """
 
     block: Integers
+    horizon: tuple[str, ...]
     model: Floats
     baseline: Mapping[str, Floats]
+    slices: Mapping[str, Flags] = field(default_factory=dict)
+    champion: Floats | None = None
+
+
+def judge(gate: Gate, losses: Losses, coverage: Mapping[str, float], seed: int) -> list[Rule]:
+    """Every rule on the model's own losses and coverage; coverage: nominal level to the worst share."""
+    best = [ratio(losses, column) for column in range(len(losses.horizon))]
+    closest = min(found for found, _ in best)
+    return [
+        at_least("evidence", np.unique(losses.block).size, FEWEST_BLOCKS, "independent blocks of scored cases:"),
+        *(better_than(losses, name, gate.level, seed) for name in losses.baseline),
+        *(
+            at_most(f"rmse_ratio_{label}", found, gate.max_rmse_ratio, f"RMSE relative to {name}, the best baseline,")
+            for label, (found, name) in zip(losses.horizon, best, strict=True)
+        ),
+        at_least("too_good", closest, gate.min_rmse_ratio, "RMSE relative to the best baseline, at the best horizon,"),
+        *(slice_ratio(losses, name, gate.max_slice_ratio) for name in losses.slices),
+        *(
+            at_least(f"coverage_{level}", share, round(float(level) - gate.coverage_slack, 4),
+                     f"coverage of {level} intervals")
+            for level, share in coverage.items()
+        ),
+    ]  # fmt: skip
 
 
 def better_than(losses: Losses, baseline: str, limit: float, seed: int) -> Rule:
@@ -49,44 +75,66 @@ def better_than(losses: Losses, baseline: str, limit: float, seed: int) -> Rule:
 
     The figure is the share of resampled means, centred on zero, that reach the one observed.
     """
-    scale = losses.baseline[baseline].mean(axis=0)
+    scale = np.maximum(losses.baseline[baseline].mean(axis=0), NOTHING)
     difference = ((losses.baseline[baseline] - losses.model) / scale).mean(axis=1)
-    _, block = np.unique(losses.block, return_inverse=True)
-    sums, counts = np.bincount(block, weights=difference), np.bincount(block)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (DRAWS, len(sums)))
-    centred = sums - difference.mean() * counts
-    means = centred[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    share = float((1 + (means >= difference.mean()).sum()) / (1 + DRAWS))
+    means = resampled((difference - difference.mean())[:, None], losses.block, seed)
+    share = _share(means[:, 0] >= difference.mean())
     return at_most(f"better_than_{baseline}", share, limit, f"p-value of no advantage over {baseline}")
 
 
-def rmse_ratio(losses: Losses, horizon: int, label: str, limit: float) -> Rule:
-    """RMSE at one horizon against the best baseline there."""
-    best, name = min((float(losses.baseline[name][:, horizon].mean()), name) for name in losses.baseline)
-    ratio = float(np.sqrt(losses.model[:, horizon].mean() / best)) if best else float("inf")
-    return at_most(f"rmse_ratio_{label}", ratio, limit, f"RMSE relative to {name}, the best baseline,")
+def ratio(losses: Losses, column: int) -> tuple[float, str]:
+    """RMSE at one horizon relative to the best baseline there, and that baseline's name."""
+    best, name = min((float(losses.baseline[name][:, column].mean()), name) for name in losses.baseline)
+    return float(np.sqrt(losses.model[:, column].mean() / max(best, NOTHING))), name
+
+
+def slice_ratio(losses: Losses, name: str, limit: float) -> Rule:
+    """RMSE in a slice, horizons averaged, relative to the baseline that is best there."""
+    inside = losses.slices[name]
+    own = losses.model[inside].mean(axis=0)
+    found = {
+        baseline: float(np.sqrt((own / np.maximum(loss[inside].mean(axis=0), NOTHING)).mean()))
+        for baseline, loss in losses.baseline.items()
+    }
+    best = max(found, key=lambda baseline: found[baseline])
+    return at_most(f"slice_{name}", found[best], limit, f"RMSE relative to {best}, the best baseline of the slice,")
+
+
+def not_worse(losses: Losses, limit: float, level: float, seed: int) -> Rule:
+    """That the model's RMSE is at most `limit` times the champion's, horizons averaged: a one-sided block bootstrap.
+
+    The figure is the share of resampled ratios on the common cases and horizons that are larger. With too few common
+    blocks the rule passes and says that it compared nothing.
+    """
+    assert losses.champion is not None
+    columns = ~np.isnan(losses.champion).all(axis=0)
+    rows = ~np.isnan(losses.champion[:, columns]).any(axis=1) & columns.any()
+    blocks = np.unique(losses.block[rows]).size
+    if blocks < FEWEST_BLOCKS:
+        return at_least("champion", blocks, 0, f"not compared: fewer than {FEWEST_BLOCKS} common blocks of cases,")
+    both = np.concatenate([losses.model[rows][:, columns], losses.champion[rows][:, columns]], axis=1)
+    own, other = np.hsplit(resampled(both, losses.block[rows], seed), 2)
+    share = _share((own / np.maximum(other, NOTHING)).mean(axis=1) > limit**2)
+    return at_most("champion", share, level, f"p-value of an RMSE above {limit:g} times the champion's")
+
+
+def resampled(values: Floats, block: Integers, seed: int) -> Floats:
+    """Means of `values` [n, k] over blocks drawn with replacement: float64 [DRAWS, k]."""
+    _, place = np.unique(block, return_inverse=True)
+    counts = np.bincount(place)
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, place, values)
+    drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), DRAWS)
+    return np.asarray(drawn @ sums / (drawn @ counts)[:, None])
+
+
+def _share(reached: Flags) -> float:
+    return float((1 + reached.sum()) / (1 + reached.size))
 
 
 def at_least(name: str, figure: float, limit: float, says: str) -> Rule:
-    return Rule(name, figure >= limit, figure, limit, says)
+    return Rule(name, bool(figure >= limit), float(figure), limit, says)
 
 
 def at_most(name: str, figure: float, limit: float, says: str) -> Rule:
-    return Rule(name, figure <= limit, figure, limit, says)
-
-
-def judge(
-    gate: Gate, losses: Losses, horizons: Mapping[str, int], coverage: Mapping[str, float], seed: int
-) -> list[Rule]:
-    """Every rule on losses and coverage. horizons: label to column; coverage: nominal level to the worst share."""
-    blocks = np.unique(losses.block).size
-    rules = [at_least("evidence", blocks, FEWEST_BLOCKS, "independent blocks of scored cases:")]
-    rules += [better_than(losses, name, gate.level, seed) for name in losses.baseline]
-    rules += [rmse_ratio(losses, column, label, gate.max_rmse_ratio) for label, column in horizons.items()]
-    rules += [
-        at_least(
-            f"coverage_{level}", share, round(float(level) - gate.coverage_slack, 4), f"coverage of {level} intervals"
-        )
-        for level, share in coverage.items()
-    ]
-    return rules
+    return Rule(name, bool(figure <= limit), float(figure), limit, says)

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 from model_service import artifact, digests, features, forecasting, listing, periods
 from model_service.features import Floats
 from model_service.store.read import DataVersion
-from model_service.training import Cases, page, serialize
+from model_service.training import Cases, evaluate, page, serialize
 from model_service.training.backtest import LEVELS, Backtest
 from model_service.training.gate import Rule
 from model_service.training.probes import Candidate
@@ -29,10 +29,9 @@ def card(
     tested: Backtest, rules: list[Rule], root: Path, known_at: datetime, known_until: datetime, version: DataVersion
 ) -> dict[str, Any]:
     """What the model was made from, and how it did."""
-    table, contract, scored = tested.table, tested.table.contract, tested.scored
-    origins, real, known = table.origin[tested.places], table.real[tested.places], table.inputs[table.complete]
+    table, contract = tested.table, tested.table.contract
+    known = table.inputs[table.complete]
     inputs, target = features.inputs(contract), contract.series[contract.target.series]
-    made_by = {"model": tested.forecast, **tested.baseline}
     return {
         "service": contract.service.name,
         "task": contract.service.task,
@@ -47,21 +46,11 @@ def card(
         "data_hash": digests.of_json(table.rows),
         **provenance(root),
         "input_range": {name: [float(known[:, n].min()), float(known[:, n].max())] for n, name in enumerate(inputs)},
-        "metrics": {
-            "rmse": {name: _rmse((made - tested.truth)[scored]) for name, made in made_by.items()},
-            "coverage": tested.coverage(),
-            "origins": {"scored": int(scored.sum()), "real": int(real.sum()), "pseudo": int((~real).sum()),
-                        "first": f"{features.moment(int(origins[scored][0])):%Y-%m-%d}",
-                        "last": f"{features.moment(int(origins[scored][-1])):%Y-%m-%d}"},
-        },
+        "metrics": evaluate.metrics(tested),
         "inputs_known_until": forecasting.stamp(known_until),
         "gate": [{"rule": one.name, "figure": one.figure, "limit": one.limit} for one in rules],
         "intervals": tested.spread(tested.forecast),
     }  # fmt: skip
-
-
-def _rmse(errors: Floats) -> list[float]:
-    return [float(value) for value in np.sqrt((errors**2).mean(axis=0))]
 
 
 def files(card: dict[str, Any], made: Candidate) -> dict[str, bytes]:
@@ -74,6 +63,7 @@ def files(card: dict[str, Any], made: Candidate) -> dict[str, bytes]:
         "card.json": card,
         "golden.json": {"instances": examples.tolist(), "forecasts": golden.tolist(), "tolerance": tolerance},
         "held.json": held(card, made),
+        "backtest.json": evaluate.stored(made.tested),
     }
     written = {name: (json.dumps(value, indent=1) + "\n").encode() for name, value in texts.items()}
     return written | {"model.onnx": graph}

@@ -13,11 +13,13 @@ from threadpoolctl import threadpool_limits
 from model_service import artifact, experiments, features, forecasting, registry
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
+from model_service.features import Floats
 from model_service.mistakes import nearest
+from model_service.registry import Registered
 from model_service.store import read
 from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, serialize
 from model_service.training.gate import FIRM, Rule
-from model_service.training.probes import Candidate, Say
+from model_service.training.probes import Candidate, Say, Serve
 
 BUILD = "build"
 INPUTS = "inputs.npy"
@@ -63,8 +65,16 @@ def train(
     began = time.monotonic()
     with threadpool_limits(1):  # sums in another order are other bytes
         made = make(contract, connection, root, known_at, say, data_version, overruling)
-        rules = _overruled(made.rules, overruling)
-        body = report.body(made.card, made.candidate, rules, loads=report.loads(connection, made.version))
+        champion = registry.champion(connection)
+        rules = _overruled([*made.rules, *compared(made.candidate, champion)], overruling)
+        body = report.body(
+            made.card,
+            made.candidate,
+            rules,
+            loads=report.loads(connection, made.version),
+            importance=made.candidate.importance,
+            champion=evaluate.comparison(made.candidate.tested, champion) if champion else {},
+        )
         page = report.write(root / BUILD, body)
         for rule in rules:
             say(f"{'pass ' if rule.ok else 'BLOCK' if rule.blocks else 'OVERRULED'}  {rule}")
@@ -100,7 +110,11 @@ def make(
         version = read.data_version(connection, data_version)
         known = forecasting.known_inputs(contract, connection, known_at, version)
         made = candidate(cases(contract, known.rows, known_at), say)
-        rules = judged(made, say)
+
+        def serve(at: datetime) -> Floats:
+            return forecasting.known_inputs(contract, connection, at, version).row
+
+        rules = judged(made, serve, say)
         card = report.card(made.tested, rules, root, known_at, known.until, version)
     if overruling.rules:
         card["overruled"] = {"rules": list(overruling.rules), "reason": overruling.reason}
@@ -132,13 +146,18 @@ def candidate(table: Cases, say: Say) -> Candidate:
         first = table.contract.train.first_origin
         raise ServiceError(f"no origin from train.first_origin {first} on can be scored yet")
     fitted, graph = _fit(table)
-    _, again = _fit(table)
-    return Candidate(tested, fitted, graph, again)
+    return Candidate(tested, fitted, graph, _fit(table)[1], *probes.importance(tested))
 
 
-def judged(made: Candidate, say: Say) -> list[Rule]:
-    """Every rule of the gate, passed or not."""
-    return [*evaluate.rules(made.tested), *probes.rules(made, say)]
+def judged(made: Candidate, serve: Serve, say: Say) -> list[Rule]:
+    """Every rule that data, clocks and code decide alone, passed or not: these stand in the card."""
+    return [*evaluate.rules(made.tested), *probes.rules(made, serve, say)]
+
+
+def compared(made: Candidate, champion: Registered | None) -> list[Rule]:
+    """Every rule that looks at the champion or at this machine's clock; a first model has no one to compare with."""
+    first = Rule("champion", True, 0, 0, "the first model, judged against the baselines alone; champions before it:")
+    return [evaluate.against(made.tested, champion) if champion else first, *probes.against(made, champion)]
 
 
 def _enough(table: Cases) -> None:

@@ -1,0 +1,218 @@
+"""A model gets through on evidence alone; each rule is seen to block the fault that it is there for."""
+
+import json
+from dataclasses import replace
+
+import faults
+import numpy as np
+import pytest
+import world as w
+from faults import FAULTS
+
+from model_service import features
+from model_service.contract import Gate
+from model_service.features import Floats
+from model_service.registry import Registered
+from model_service.training import backtest, evaluate, gate, run
+from model_service.training.gate import Rule
+from model_service.training.probes import Candidate
+
+SEED = 1
+
+
+def losses(advantage: float, *, cases: int = 240, seed: int = 3) -> gate.Losses:
+    """Squared errors of a model that is better by `advantage`, with errors that hang together over neighbours."""
+
+    def smooth() -> Floats:
+        return np.convolve(rng.normal(size=cases + 11), np.ones(12) / 12, "valid")[:, None] * np.ones((1, 2))
+
+    rng = np.random.default_rng(seed)
+    baseline = np.exp(smooth())
+    return gate.Losses(np.arange(cases) // 12, ("h1", "h6"), np.exp(smooth() - advantage), {"last_value": baseline})
+
+
+def judged(made: gate.Losses, share: float = 0.8) -> dict[str, Rule]:
+    return {rule.name: rule for rule in gate.judge(Gate(), made, {"0.8": share}, 1)}
+
+
+@pytest.mark.parametrize(
+    ("advantage", "passes"), [(0.5, True), (0.0, False), (-0.5, False)], ids=["better", "equal", "worse"]
+)
+@pytest.mark.ml_test("model-5", sabotage=True)
+def test_only_a_better_model_passes(advantage: float, passes: bool) -> None:
+    assert judged(losses(advantage))["better_than_last_value"].ok is passes
+
+
+def test_a_model_without_advantage_passes_about_as_rarely_as_the_level_says() -> None:
+    passed = sum(gate.better_than(losses(0.0, seed=seed), "last_value", 0.05, 1).ok for seed in range(100))
+    assert passed <= 15  # 5 expected; blocks of finite length let a few more through
+
+
+def test_too_few_blocks_are_no_evidence() -> None:
+    assert not judged(losses(0.5, cases=108))["evidence"].ok
+
+
+def test_one_bad_horizon_blocks() -> None:
+    made = losses(0.5)
+    made.model[:, 1] = made.baseline["last_value"][:, 1] * 1.1
+    rules = judged(made)
+    assert rules["rmse_ratio_h1"].ok
+    assert not rules["rmse_ratio_h6"].ok
+    assert rules["rmse_ratio_h6"].figure == pytest.approx(1.1**0.5)
+
+
+def test_one_bad_slice_blocks_although_the_model_is_better_on_the_whole() -> None:
+    made = losses(1.0)
+    bad = np.arange(240) < 48
+    made.model[bad] = made.baseline["last_value"][bad] * 1.6
+    rules = judged(replace(made, slices={"old": bad, "new": ~bad}))
+    assert [name for name, rule in rules.items() if not rule.ok] == ["slice_old"]
+    assert rules["slice_old"].figure == pytest.approx(1.6**0.5)
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.66, True), (0.64, False)])
+def test_intervals_that_cover_too_little_block(share: float, passes: bool) -> None:
+    assert judged(losses(0.5), share)["coverage_0.8"].ok is passes
+
+
+@pytest.mark.parametrize(
+    ("times", "passes"), [(1.0, True), (1.02, True), (1.2, False)], ids=["equal", "hardly worse", "worse"]
+)
+def test_a_model_is_not_worse_than_the_champion(times: float, passes: bool) -> None:
+    made = losses(0.5)
+    assert gate.not_worse(replace(made, champion=made.model / times**2), 1.05, 0.05, 1).ok is passes
+
+
+def test_a_champion_is_compared_where_it_has_forecasts() -> None:
+    made = losses(0.5)
+    other = made.model.copy()
+    other[:60] = np.nan  # cases that it does not know
+    other[:, 1] = np.nan  # a horizon that it does not know
+    made.model[:60] *= 100
+    assert gate.not_worse(replace(made, champion=other), 1.05, 0.05, 1).ok
+    other[:] = np.nan
+    rule = gate.not_worse(replace(made, champion=other), 1.05, 0.05, 1)
+    assert rule.ok
+    assert "not compared" in str(rule)
+
+
+# ---- The whole gate, on a made-up world ----
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the leak test, which refits the model at several origins."""
+    monkeypatch.setattr(backtest, "leaked", lambda *_: [])
+
+
+def blocked(rules: dict[str, Rule]) -> list[str]:
+    return [name for name, rule in rules.items() if not rule.ok]
+
+
+@pytest.fixture(scope="module")
+def retrained() -> tuple[Candidate, dict[str, Rule]]:
+    second, made = faults.clean(SEED)
+    return made, w.judged(made, faults.champion(SEED), second)
+
+
+@pytest.mark.ml_test("data-2")
+@pytest.mark.ml_test("model-5")
+@pytest.mark.ml_test("model-6")
+@pytest.mark.ml_test("infra-4")
+@pytest.mark.ml_test("monitor-3")
+@pytest.mark.ml_test("monitor-5")
+@pytest.mark.ml_test("monitor-6")
+def test_an_honest_retraining_passes_every_rule(retrained: tuple[Candidate, dict[str, Rule]]) -> None:
+    assert blocked(retrained[1]) == []
+    assert retrained[1]["champion"].figure < 0.05
+
+
+TWINS = {"useless": "data-2", "slice_level_high": "model-6", "evidence": "infra-4", "skew": "monitor-3",
+         "perturbation": "monitor-5", "latency": "monitor-6", "size": "monitor-6"}  # fmt: skip
+
+
+def every_fault() -> list[object]:
+    found = []
+    for name, fault in FAULTS.items():
+        marks = [pytest.mark.ml_test(TWINS[fault.rule], sabotage=True)] if fault.rule in TWINS else []
+        found.append(pytest.param(name, id=name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("name", every_fault())
+def test_a_planted_fault_is_named(name: str, request: pytest.FixtureRequest) -> None:
+    fault = FAULTS[name]
+    if fault.rule != "leak":
+        request.getfixturevalue("quick")
+    assert fault.rule in blocked(fault.plant(SEED, fault.sizes[0]))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_first_model_answers_to_the_baselines_alone() -> None:
+    second, made = faults.clean(SEED)
+    rules = w.judged(made, None, second)
+    assert blocked(rules) == []
+    assert "first model" in str(rules["champion"])
+    assert "change" not in rules
+
+
+def lacking(champion: Registered, **card: object) -> Registered:
+    """The champion as an older release registered it, or with another card."""
+    kept = {name: content for name, content in champion.files.items() if name != "backtest.json" or card}
+    changed = json.loads(kept["card.json"])
+    return replace(champion, files=kept | {"card.json": json.dumps(changed | card).encode()})
+
+
+def test_the_next_training_compares_forecasts_that_were_made_out_of_sample() -> None:
+    champion, (second, made) = faults.champion(SEED), faults.clean(SEED)
+    stored = evaluate.stored_forecasts(made.tested, champion)
+    common = ~np.isnan(stored).any(axis=1)
+    assert common.sum() == len(json.loads(champion.files["backtest.json"])["origins"])
+    assert np.allclose(stored[common], made.tested.forecast[: len(stored)][common], atol=0.05)
+    later = evaluate.later_answers(made.tested, champion)
+    trained = features.microseconds(w.world(SEED).at)
+    assert (second.at - w.world(SEED).at).days >= 28
+    assert [bool(at > trained) for at in made.tested.table.origin[made.tested.places]] == (
+        (~np.isnan(later).any(axis=1)).tolist()
+    )
+
+
+def test_a_champion_that_stored_no_forecasts_is_not_compared_and_the_rule_says_so() -> None:
+    champion, (_, made) = faults.champion(SEED), faults.clean(SEED)
+    for old in (lacking(champion), lacking(champion, target={"series": "OTHER", "unit": "percent"})):
+        rule = evaluate.against(made.tested, old)
+        assert rule.ok
+        assert "not compared" in str(rule)
+
+
+def test_origins_after_the_champions_training_are_shown_apart() -> None:
+    second = w.world(SEED, later=12)
+    made = w.candidate(second)
+    found = evaluate.comparison(made.tested, faults.champion(SEED))
+    assert found["common"]["origins"] > 150
+    assert 6 <= found["later"]["origins"] <= 12
+    assert found["later"]["champion"] != found["common"]["champion"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_depends_on_the_champion_or_on_this_machine_is_not_in_the_card() -> None:
+    second, made = faults.clean(SEED)
+    apart = {rule.name for rule in run.compared(made, faults.champion(SEED))}
+    alone = {rule.name for rule in run.judged(made, w.served(second), lambda _: None)}
+    assert apart == {"champion", "latency", "change"}
+    assert not apart & alone
+
+
+def test_slices_are_thirds_of_the_time_and_of_the_level(retrained: tuple[Candidate, dict[str, Rule]]) -> None:
+    tested = retrained[0].tested
+    found = evaluate.slices(tested)
+    assert sorted(found) == ["level_high", "level_low", "level_middle", "period1", "period2", "period3"]
+    sizes = {name: int(inside.sum()) for name, (_, inside) in found.items()}
+    assert max(sizes.values()) - min(sizes.values()) <= 1
+    level = tested.table.anchor[tested.places[tested.scored]]
+    assert level[found["level_high"][1]].min() > level[found["level_low"][1]].max()
+
+
+def test_the_bounds_of_an_error_enclose_it(retrained: tuple[Candidate, dict[str, Rule]]) -> None:
+    for one in evaluate.metrics(retrained[0].tested)["slices"]:
+        assert all(low < own < high for own, low, high in one["rmse"])
