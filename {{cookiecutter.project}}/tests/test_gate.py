@@ -1,6 +1,7 @@
 """A model gets through on evidence alone; each rule is seen to block the fault that it is there for."""
 
 import json
+import re
 from dataclasses import replace
 
 import faults
@@ -99,6 +100,12 @@ def test_a_champion_is_compared_where_it_has_forecasts() -> None:
 # ---- The whole gate, on a made-up world ----
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault is planted in this process: no other one may do a part of the backtest."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the leak test, which refits the model at several origins."""
@@ -145,6 +152,24 @@ def test_a_planted_fault_is_named(name: str, request: pytest.FixtureRequest) -> 
     if fault.rule != "leak":
         request.getfixturevalue("quick")
     assert fault.rule in blocked(fault.plant(SEED, fault.sizes[0]))
+
+
+def test_every_rule_has_a_fault_that_it_was_seen_to_name(retrained: tuple[Candidate, dict[str, Rule]]) -> None:
+    def kind(name: str) -> str:
+        return re.sub(r"^(better_than|rmse_ratio|slice|coverage)_.*", r"\1", name)
+
+    named = {kind(fault.rule) for fault in FAULTS.values()}
+    assert named == {kind(name) for name in retrained[1]} | {"directions"}  # which the honest one does not declare
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_first_model_too_slow_for_the_services_own_limit_is_blocked() -> None:
+    second, made = faults.clean(SEED)
+    alerts = second.contract.alerts.model_copy(update={"latency_seconds": 1e-9})
+    contract = second.contract.model_copy(update={"alerts": alerts})
+    table = replace(made.tested.table, contract=contract)
+    made = replace(made, tested=replace(made.tested, table=table))
+    assert blocked(w.judged(made, None, second)) == ["latency"]
 
 
 @pytest.mark.usefixtures("quick")

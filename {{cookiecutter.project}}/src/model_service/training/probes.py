@@ -129,18 +129,22 @@ def importance(tested: backtest.Backtest) -> tuple[dict[str, float], tuple[str, 
     fitted on what was known at the middle of the backtest, asked at the scored origins after it.
     """
     table, middle = tested.table, int(tested.places[len(tested.places) // 2])
+    later = tested.scored & (tested.places >= middle)
+    if not later.any():
+        return {}, ()
     known = table.labels(int(table.origin[middle]))
     known[middle:] = np.nan
-    fitted, later = estimators.fit(table, known), tested.scored & (tested.places >= middle)
+    fitted = estimators.fit(table, known)
     rows, truth = table.inputs[tested.places][later], tested.truth[later]
     rng = np.random.default_rng(table.contract.train.seed)
     order = np.concatenate([rng.permutation(len(rows)) for _ in range(SHUFFLES)])
     repeated, plain = np.tile(rows, (SHUFFLES, 1)), (fitted.predict(rows) - truth) ** 2
     scale, found, useless = np.maximum(plain.mean(axis=0), NOTHING), {}, []
     for place in estimators.column_places(table.contract):
-        name, shuffled = features.inputs(table.contract)[place], repeated.copy()
-        shuffled[:, place] = rows[order, place]
-        made = fitted.predict(shuffled).reshape(SHUFFLES, *truth.shape)
+        name = features.inputs(table.contract)[place]
+        repeated[:, place] = rows[order, place]
+        made = fitted.predict(repeated).reshape(SHUFFLES, *truth.shape)
+        repeated[:, place] = np.tile(rows[:, place], SHUFFLES)
         more = ((((made - truth) ** 2).mean(axis=0) - plain) / scale).mean(axis=1)
         found[name] = 1 + float(more.mean())
         if more.mean() <= NormalDist().inv_cdf(1 - table.contract.gate.level) * more.std() / np.sqrt(len(more)):
