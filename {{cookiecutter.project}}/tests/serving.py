@@ -92,7 +92,7 @@ def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
             "inputs_known_until": clocks["known_at"],
             "input_range": {name: [-10.0, 10.0] for name in made.inputs},
             "intervals": [{"horizon": h, "level": 0.8, "lower": -1.0, "upper": 1.0} for h in made.horizons],
-            "metrics": {},
+            "metrics": {"rmse": {"model": [0.1] * ahead}},
         },
         "golden.json": {"instances": rows.tolist(), "forecasts": (rows @ made.weights).tolist(), "tolerance": 1e-6},
         "held.json": forecasting.held_answer(declared, head, {"model": [], "baseline": []}, last, [5.0] * ahead, 4.9),

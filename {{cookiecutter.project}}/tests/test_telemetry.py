@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from serving import ROOT, answers, free_port, make_project, serve, wait_for
@@ -239,6 +240,12 @@ def test_every_metric_of_a_rule_is_in_a_live_scrape(url: str, contract: Contract
     with connect(url, "loader") as connection:
         version = registry.register(connection, tmp_path / "build" / "model", "test")
         registry.promote(connection, version, "promote", "test")
+    with psycopg.connect(url) as owner:  # half a year of forecasts, each told in time
+        owner.execute(
+            "INSERT INTO forecast (made_at, model_digest, known_at, data_version, series, horizon, valid_time, value,"
+            " intervals) SELECT '2015-01-01', 'x', '2015-01-01', 'x', 'UNRATE', 1, month, 5, '[]'"
+            " FROM generate_series('2015-12-01', '2016-05-01', interval '1 month') month"
+        )
     with serve(made, "uvicorn", DATABASE_URL=url) as server:
         httpx.get(f"{server.url}/v1/forecast")
         wait_for(lambda: "database_up" in server.metrics())
@@ -246,10 +253,12 @@ def test_every_metric_of_a_rule_is_in_a_live_scrape(url: str, contract: Contract
     assert live["champion_is_serving"] == 1
     assert live['dataset_stale{dataset="us_macro",state="frozen"}'] == 1  # the sample is of 2016
     assert live['quarantine_open{rule="vintage_conflict"}'] == 0
+    assert (live['live_forecasts{horizon="1"}'], live['live_forecasts{horizon="3"}']) == (6, 0)
+    assert live['live_rmse_ratio{horizon="1"}'] == pytest.approx(live['live_rmse{horizon="1",release="latest"}'] / 0.1)
     words = set(re.findall(r"[a-z_]+(?=[{\[]| > ignoring)", (RULES / "rules.yml").read_text("utf-8")))
     named = {word for word in words if word not in {"up", "absent"}}
     assert named >= {"http_requests_total", "http_request_duration_seconds_bucket", "data_age_seconds", "alert_limit",
-                     "dataset_stale", "quarantine_open"}  # fmt: skip
+                     "dataset_stale", "quarantine_open", "live_rmse_ratio"}  # fmt: skip
     assert named <= {name.split("{")[0] for name in live}
 
 
@@ -262,7 +271,8 @@ def test_the_rules_tests_can_fail(tmp_path: Path) -> None:
     shutil.copytree(RULES, folder)
     text = (folder / "rules.yml").read_text("utf-8")
     for old, new in (("data_age_seconds >", "data_age_seconds <"), ("0.99, sum", "0.50, sum"), ("== 0", "== 2"),
-                     ('"service"}) > 0', '"service"}) > 2'), ('conflict"}) > 0', 'conflict"}) > 3')):  # fmt: skip
+                     ('"service"}) > 0', '"service"}) > 2'), ('conflict"}) > 0', 'conflict"}) > 3'),
+                     ("> on () group_left", "< on () group_left")):  # fmt: skip
         (folder / "rules.yml").write_text(text.replace(old, new), "utf-8")
         assert _promtool(folder)[0] == 1, old
 

@@ -166,6 +166,16 @@ class Alerts(Section):
     data_late_days: Annotated[float, Field(gt=0)] = 45
     error_ratio: Share = 0.01
     latency_seconds: Annotated[float, Field(gt=0)] = 0.25
+    live_rmse_ratio: Annotated[float, Field(gt=0)] = 1.5
+
+
+class Retrain(Section):
+    """When `train --if-needed` trains: each limit is enough by itself, once anything new became known."""
+
+    new_loads: PositiveInt = 1
+    drift_share: Share = 0.1
+    live_rmse_ratio: Annotated[float, Field(gt=0)] = 1.3
+    age_days: Annotated[float, Field(gt=0)] = 180
 
 
 class Contract(Section):
@@ -182,6 +192,7 @@ class Contract(Section):
     gate: Gate = Gate()
     serving: Serving = Serving()
     alerts: Alerts = Alerts()
+    retrain: Retrain = Retrain()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Contract":

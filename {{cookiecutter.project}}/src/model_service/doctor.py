@@ -5,7 +5,7 @@ from typing import Any
 
 import psycopg
 
-from model_service import artifact, freshness, registry, settings
+from model_service import artifact, freshness, live, registry, settings
 from model_service.contract import Contract
 from model_service.loader import checks
 
@@ -25,6 +25,7 @@ def examine(contract: Contract, connection: Connection, now: datetime) -> list[F
         *_fresh(contract, connection, now),
         *_chunks(connection),
         _champion(connection),
+        *_live(contract, connection),
     ]
 
 
@@ -128,3 +129,13 @@ def _champion(connection: Connection) -> Finding:
             "champion", "look", f"model {champion.version} is the champion, model {built.version} is built: run `build`"
         )
     return _finding("champion", "ok", f"model {champion.version} is the champion and is built")
+
+
+def _live(contract: Contract, connection: Connection) -> list[Finding]:
+    """Live errors beside those that the backtest led to expect, a finding a horizon."""
+    limit, found = contract.alerts.live_rmse_ratio, []
+    for one in live.errors(contract, connection):
+        decayed = one["ratio"] is not None and one["ratio"] > limit
+        more = f"; decayed, the limit is {limit:g}: see `train --if-needed`" if decayed else ""
+        found.append(_finding("live", "look" if decayed else "ok", live.says(one) + more))
+    return found

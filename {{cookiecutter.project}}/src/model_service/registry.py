@@ -170,12 +170,27 @@ def export(connection: Connection, folder: Path) -> Registered:
     return found
 
 
-def record(connection: Connection, body: dict[str, Any]) -> None:
-    """Appends an answer of `forecasting.answer` to `forecast`."""
-    for one in body["forecasts"]:
-        connection.execute(
-            "INSERT INTO forecast (model_digest, known_at, data_version, series, horizon, valid_time, value, intervals,"
-            " code_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [body["model"]["digest"], body["as_of"]["known_at"], body["as_of"]["data_version"], body["target"],
-             one["horizon"], one["valid_time"], one["value"], json.dumps(one["intervals"]), of_code()],
-        )  # fmt: skip
+TELL = """
+INSERT INTO forecast (model_digest, known_at, data_version, series, horizon, valid_time, value, intervals, code_version,
+                      inputs_known_until, hindsight)
+SELECT model_digest, known_at, data_version, series, horizon, valid_time, value, intervals, code_version,
+       inputs_known_until, hindsight
+FROM jsonb_populate_recordset(NULL::forecast, %s) AS new WHERE NOT EXISTS (
+    SELECT FROM forecast f WHERE (f.model_digest, f.known_at, f.data_version, f.series, f.horizon)
+    = (new.model_digest, new.known_at, new.data_version, new.series, new.horizon))
+"""
+
+
+def record(connection: Connection, bodies: list[dict[str, Any]]) -> int:
+    """Appends answers of `forecasting.answer` to `forecast`, all or none; returns how many rows.
+
+    What was told already by the same model, as of the same clocks, for the same horizon is not told again.
+    """
+    rows = [
+        {**one, **body["as_of"], "model_digest": body["model"]["digest"], "series": body["target"],
+         "inputs_known_until": body["inputs_known_until"], "hindsight": body["hindsight"], "code_version": of_code()}
+        for body in bodies for one in body["forecasts"]
+    ]  # fmt: skip
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('forecast', 0))")
+        return connection.execute(TELL, [json.dumps(rows)]).rowcount

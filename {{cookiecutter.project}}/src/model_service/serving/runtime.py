@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from model_service import artifact, forecasting, freshness, registry, settings
+from model_service import artifact, forecasting, freshness, live, registry, settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.serving.edge import Problem, wrong
@@ -182,5 +182,6 @@ class Runtime:
             "champion": champion.digest if champion else None,
             "fresh": [freshness.of(connection, self.contract, dataset, now) for dataset in self.contract.source],
             "quarantined": freshness.quarantined(connection),
+            "live": live.errors(self.contract, connection),
         }
         return seen, body

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -25,6 +26,7 @@ class Facts(Collector):
     model: Model | None = None
     fresh: Sequence[Freshness] = ()
     quarantined: Mapping[str, int] | None = None
+    live: Sequence[Mapping[str, Any]] = ()
     champion: str | None = None
     database_up: bool | None = None
 
@@ -50,6 +52,7 @@ class Facts(Collector):
             for rule, count in {"vintage_conflict": 0, **self.quarantined}.items():
                 waiting.add_metric([rule], count)
         yield waiting
+        yield from _live(self.live)
         yield GaugeMetricFamily("database_up", "1 when the database answered last time", self.database_up)
         same = self.champion == self.model.digest if self.champion and self.model else None
         yield GaugeMetricFamily("champion_is_serving", "1 when the registry's champion is what answers", same)
@@ -77,6 +80,7 @@ class Metrics:
         limit.labels("data_age_seconds").set(alerts.data_late_days * 86_400)
         limit.labels("error_ratio").set(alerts.error_ratio)
         limit.labels("latency_seconds").set(alerts.latency_seconds)
+        limit.labels("live_rmse_ratio").set(alerts.live_rmse_ratio)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
@@ -84,6 +88,24 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def _live(errors: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """Of `live.errors`: what is known of each horizon."""
+    met = GaugeMetricFamily("live_forecasts", "Forecasts judged by what came true", labels=["horizon"])
+    rmse = GaugeMetricFamily("live_rmse", "Error, in the target's unit", labels=["horizon", "release"])
+    ratio = GaugeMetricFamily("live_rmse_ratio", "By latest release, against the backtest's", labels=["horizon"])
+    coverage = GaugeMetricFamily("live_coverage", "Truths inside the intervals", labels=["horizon", "level"])
+    for one in errors:
+        horizon = str(one["horizon"])
+        met.add_metric([horizon], one["n"])
+        for release in ("first", "latest") if one["n"] else ():
+            rmse.add_metric([horizon, release], one[f"rmse_{release}"])
+        for level, share in one["coverage"].items():
+            coverage.add_metric([horizon, level], share)
+        if one["ratio"] is not None:
+            ratio.add_metric([horizon], one["ratio"])
+    yield from (met, rmse, ratio, coverage)
 
 
 def _age(since: datetime | None) -> float | None:

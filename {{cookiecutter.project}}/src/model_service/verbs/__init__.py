@@ -53,7 +53,7 @@ def record_forecast(contract: Contract, url: str) -> None:
         if registry.champion(connection) is None:
             return say("no forecast yet: no model is champion")
         try:
-            registry.record(connection, forecasting.by_champion(contract, connection, None, None, None))
+            registry.record(connection, [forecasting.by_champion(contract, connection, None, None, None)])
         except ServiceError as error:
             say(f"no forecast yet: {error}")
     return None

@@ -113,7 +113,7 @@ def forecast(arguments: Namespace) -> None:
             declared(), connection, arguments.as_of, arguments.data_version, arguments.horizon
         )
         if arguments.record:
-            registry.record(connection, body)
+            registry.record(connection, [body])
     put(arguments, body, forecasting.table(body))
 
 

@@ -56,3 +56,7 @@ CREATE TRIGGER promotion_is_a_transition AFTER INSERT ON promotion
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO model_reader, model_loader;
 GRANT INSERT ON training_run, transition TO model_loader;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO model_loader;
+
+-- What a forecast was made of, and whether its model had seen later knowledge: such a one is no evidence.
+ALTER TABLE forecast ADD COLUMN inputs_known_until timestamptz, ADD COLUMN hindsight boolean;
+CREATE INDEX forecast_of ON forecast (model_digest, known_at);
