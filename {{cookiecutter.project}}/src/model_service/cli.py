@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     _clocks(forecast)
     forecast.add_argument("--horizon", type=int, action="append", help="only this horizon; may be repeated")
     forecast.add_argument("--record", action="store_true", help="append to the table `forecast`")
+    forecast.add_argument("--all", action="store_true", help="as of the end of each day that something became known")
+    forecast.add_argument("--to", choices=["table", "csv", "parquet"], help="where --all goes")
+    forecast.add_argument("--out", type=Path, metavar="FILE", help="written whole or not at all; csv: standard output")
     verb("serve", model.serve, "serve the Bento that was built last")
     telemetry = verb("telemetry", model.telemetry, "what the audit trail needs in Elasticsearch")
     telemetry.add_argument("what", choices=["install"], help="install: put the index template")
@@ -138,6 +141,7 @@ examples:
   model_service train --overrule slice_2008 --reason "one-off: the crisis"    # an audited row; the model's card says so
 """)  # fmt: skip
     _clocks(train)
+    train.add_argument("--if-needed", action="store_true", help="only for a reason by [retrain] in service.toml")
     train.add_argument("--overrule", action="append", default=[], metavar="RULE", help="this rule of the gate does not"
                        " block; may be repeated")  # fmt: skip
     train.add_argument("--reason", type=_reason, metavar="TEXT", help="why --overrule; recorded beside who and when")

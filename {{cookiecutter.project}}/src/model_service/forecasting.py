@@ -41,13 +41,45 @@ class InputsMissing(ServiceError):
 
 @dataclass(frozen=True)
 class Known:
-    """Rows of the vintages, the model's inputs [F] made of them, the target's last known period, and the newest
-    knowledge among them."""
+    """What was known at a pair of clocks: rows of the vintages, the model's inputs [F] made of them, the target's last
+    known period, and the newest knowledge among them."""
 
+    at: datetime
+    version: read.DataVersion
     rows: features.Rows
     row: Floats
     last: int
     until: datetime
+
+
+@dataclass(frozen=True)
+class Vintages:
+    """Every vintage of the series needed that was known at some time: one read, for what was known at any time before.
+
+    rows: as read. held: the same by series.
+    """
+
+    contract: Contract
+    version: read.DataVersion
+    rows: features.Rows
+    held: dict[str, features.History]
+
+    def at(self, at: datetime) -> Known | None:
+        """What was known at `at`; None where that was nothing of some series."""
+        origin = features.microseconds(at)
+        known = {name: one.at(origin) for name, one in self.held.items()}
+        if not all(values.size for _, values in known.values()):
+            return None
+        first, values = known[self.contract.target.series]
+        newest = max(int(one.known[one.known <= origin].max()) for one in self.held.values())
+        row, last = features.row(self.contract, known), first + values.size - 1
+        return Known(at, self.version, self.rows, row, last, features.moment(newest))
+
+    def days(self) -> list[datetime]:
+        """The ends of the days, UTC, on which something became known, from the first vintage of the last series on."""
+        first = max(one.first_vintage for one in self.held.values())
+        days = np.unique(np.concatenate([one.known for one in self.held.values()]) // features.DAY)
+        return [features.moment(int(end)) for end in (days + 1) * features.DAY - 1 if end >= first]
 
 
 def stamp(moment: datetime) -> str:
@@ -79,11 +111,15 @@ def answer(
 
     Raises UnknownHorizon, NoDataYet, InputsMissing, read.UnknownDataVersion, psycopg.OperationalError.
     """
-    _check_fit(contract, model)
+    check_fit(contract, model)
     wanted = trained(model, horizons)
-    at = known_at or datetime.now(UTC)
     version = read.data_version(connection, data_version)
-    known = known_inputs(contract, connection, at, version)
+    return body(contract, model, known_inputs(contract, connection, known_at or datetime.now(UTC), version), wanted)
+
+
+def body(contract: Contract, model: Model, known: Known, wanted: list[int]) -> dict[str, Any]:
+    """The answer for `wanted` horizons from what was known; raises InputsMissing."""
+    at = known.at
     complete(contract, known.row, f"at {stamp(at)}")
     made = dict(zip(model.horizons, model.predict(known.row[None, :])[0].tolist(), strict=True))
     if not np.isfinite(list(made.values())).all():
@@ -92,7 +128,7 @@ def answer(
         )
     intervals = model.card["intervals"]
     return {
-        **head(contract, {"known_at": stamp(at), "data_version": version.version}, stamp(known.until)),
+        **head(contract, {"known_at": stamp(at), "data_version": known.version.version}, stamp(known.until)),
         "model": _model(model),
         "hindsight": _hindsight(model, at),
         "forecasts": [_forecast(contract, intervals, horizon, known.last, made[horizon]) for horizon in wanted],
@@ -100,16 +136,18 @@ def answer(
     }
 
 
+def vintages(contract: Contract, connection: Connection, until: datetime, version: read.DataVersion) -> Vintages:
+    """Reads what the inputs and the target are made of."""
+    rows = read.vintages(connection, features.series_needed(contract), until, version.loads)
+    return Vintages(contract, version, rows, features.histories(contract, rows))
+
+
 def known_inputs(contract: Contract, connection: Connection, at: datetime, version: read.DataVersion) -> Known:
-    """What was known at `at`, read once; raises NoDataYet where nothing was of some series."""
-    rows = read.vintages(connection, features.series_needed(contract), at, version.loads)
-    held = features.histories(contract, rows)
-    known = {name: one.at(features.microseconds(at)) for name, one in held.items()}
-    if not all(values.size for _, values in known.values()):
-        raise NoDataYet(at, read.first_usable(connection, list(held), version.loads))
-    first, values = known[contract.target.series]
-    newest = max(int(one.known.max()) for one in held.values())
-    return Known(rows, features.row(contract, known), first + values.size - 1, features.moment(newest))
+    """What was known at `at`; raises NoDataYet where nothing was of some series."""
+    held = vintages(contract, connection, at, version)
+    if (known := held.at(at)) is None:
+        raise NoDataYet(at, read.first_usable(connection, list(held.held), version.loads))
+    return known
 
 
 def complete(contract: Contract, row: Floats, when: str) -> None:
@@ -163,7 +201,7 @@ def _hindsight(model: Model, at: datetime) -> bool:
     return datetime.fromisoformat(model.card["inputs_known_until"]) > at
 
 
-def _check_fit(contract: Contract, model: Model) -> None:
+def check_fit(contract: Contract, model: Model) -> None:
     """Raises ServiceError when service.toml was changed since the model was trained: inputs would mean other things."""
     target, made_for = contract.target, model.card["target"]
     changed = {
@@ -200,7 +238,7 @@ def _forecast(
         "intervals": [
             {"level": one["level"], "lower": value + one["lower"], "upper": value + one["upper"]}
             for one in intervals
-            if one["horizon"] == horizon
+            if one["horizon"] == horizon and np.isfinite(one["lower"])  # of too few errors there is none
         ],
     }
 
@@ -213,10 +251,15 @@ def by_champion(
     horizons: list[int] | None,
 ) -> dict[str, Any]:
     """`answer` with the registry's champion; raises registry.NoModel besides."""
+    return answer(contract, champion(connection), connection, known_at, data_version, horizons)
+
+
+def champion(connection: Connection) -> Model:
+    """The registry's champion, ready to answer; raises registry.NoModel."""
     found = registry.champion(connection)
     if found is None:
         raise registry.NoModel
-    return answer(contract, loaded(found), connection, known_at, data_version, horizons)
+    return loaded(found)
 
 
 def loaded(found: registry.Registered) -> Model:

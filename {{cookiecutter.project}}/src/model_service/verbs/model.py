@@ -1,8 +1,11 @@
 """Verbs of models: train, models, promote, rollback, reproduce, export, forecast, serve, telemetry."""
 
 from argparse import Namespace
+from datetime import UTC, datetime, time
+from typing import Any
 
 from model_service import settings
+from model_service.contract import Contract
 from model_service.errors import UsageError
 from model_service.store.connection import connect, database
 from model_service.verbs import declared, put, record_forecast, say, show
@@ -16,6 +19,9 @@ def train(arguments: Namespace) -> None:
     overruling = run.Overruling(tuple(arguments.overrule), arguments.reason or "")
     contract = declared()
     with database() as url:
+        told, needed = _reasons(arguments, contract, url) if arguments.if_needed else ({}, True)
+        if not needed:
+            return put(arguments, told | {"trained": False}, "no reason to train again")
         with connect(url, "reader" if arguments.to else "loader") as connection:
             known_at = arguments.as_of or run.newest_knowledge(connection)
             asked = contract, connection, settings.root(), known_at, say, arguments.data_version, overruling
@@ -27,7 +33,20 @@ def train(arguments: Namespace) -> None:
         record_forecast(contract, url)
     version = result["version"]
     text = "is the champion" if result["state"] == "champion" else f"waits: `promote {version} --sign-off NAME`"
-    return put(arguments, result, f"model {version} ({result['digest']}) {text}; see build/report.html")
+    return put(arguments, told | result, f"model {version} ({result['digest']}) {text}; see build/report.html")
+
+
+def _reasons(arguments: Namespace, contract: Contract, url: str) -> tuple[dict[str, Any], bool]:
+    """For the result, and whether one of them holds."""
+    from model_service import retrain
+
+    if arguments.as_of or arguments.to:
+        raise UsageError("--if-needed looks at what is known now: leave out --as-of and --to")
+    with connect(url) as connection:
+        found = retrain.reasons(contract, connection, datetime.now(UTC))
+    for one in found:
+        say(str(one))
+    return {"reasons": [vars(one) for one in found]}, any(one.train for one in found)
 
 
 def promote(arguments: Namespace) -> None:
@@ -107,6 +126,8 @@ def export(arguments: Namespace) -> None:
 def forecast(arguments: Namespace) -> None:
     from model_service import forecasting, registry
 
+    if arguments.all or arguments.to or arguments.out:
+        return _forecast_all(arguments)
     role = "loader" if arguments.record else "reader"
     with database() as url, connect(url, role) as connection:  # type: ignore[arg-type]
         body = forecasting.by_champion(
@@ -114,7 +135,33 @@ def forecast(arguments: Namespace) -> None:
         )
         if arguments.record:
             registry.record(connection, [body])
-    put(arguments, body, forecasting.table(body))
+    return put(arguments, body, forecasting.table(body))
+
+
+def _forecast_all(arguments: Namespace) -> None:
+    """One row for each day that something became known, and horizon: appended to `forecast`, or written."""
+    from model_service import batch, forecasting, registry
+
+    to, out = arguments.to, arguments.out
+    if not (arguments.all and to) or arguments.record:
+        raise UsageError("--all and --to FORMAT go together, without --record; --out FILE goes with csv and parquet")
+    if (to == "parquet" and not out) or (to == "table" and out):
+        raise UsageError("--to parquet needs --out FILE, --to csv may have it, --to table has none")
+    if to == "parquet":
+        batch.pyarrow()  # before the work, not after it
+    if out and not out.parent.is_dir():
+        raise UsageError(f"there is no folder {out.parent} for --out")
+    until = arguments.as_of or datetime.combine(datetime.now(UTC), time.max, UTC)
+    contract = declared()
+    with database() as url, connect(url, "loader" if to == "table" else "reader") as connection:
+        model = forecasting.champion(connection)
+        made = list(batch.bodies(contract, model, connection, until, arguments.data_version, arguments.horizon, say))
+        if to == "table":
+            count = registry.record(connection, [body for body, _ in made])
+            return put(arguments, {"appended": count}, f"{count} forecasts appended")
+    rows = [row for body, loads in made for row in batch.rows(body, loads)]
+    batch.write(rows, to, out)
+    return put(arguments, {"rows": len(rows)}, f"{len(rows)} forecasts in {out}") if out else None
 
 
 def serve(_: Namespace) -> int:
