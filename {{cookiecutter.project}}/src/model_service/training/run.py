@@ -10,7 +10,7 @@ import numpy as np
 import psycopg
 from threadpoolctl import threadpool_limits
 
-from model_service import artifact, experiments, features, forecasting, registry
+from model_service import artifact, experiments, features, forecasting, live, ml_test_score, registry
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.features import Floats
@@ -74,6 +74,8 @@ def train(
             loads=report.loads(connection, made.version),
             importance=made.candidate.importance,
             champion=evaluate.comparison(made.candidate.tested, champion) if champion else {},
+            live=live.errors(contract, connection),
+            score=ml_test_score.score(root, connection),
         )
         page = report.write(root / BUILD, body)
         for rule in rules:
