@@ -120,17 +120,26 @@ def everywhere(value: Any) -> Any:
     return EVIL if isinstance(value, str) else value
 
 
-def test_text_from_data_and_people_stays_text(plain: str) -> None:
+def hostile() -> dict[str, Any]:
     report = everywhere(made_up(live=[{"by": "someone"}]))
     report["card"]["input_range"] = {EVIL: [0.0, 1.0]}
     report["series"] = {EVIL: report["series"]["IN0"]}
     report["card"]["overruled"] = {"rules": [EVIL], "reason": EVIL}
     report["gate"][0] |= {"ok": False, "overruled": True}
-    seen, honest = Seen(page.page(report)), Seen(plain)
-    assert not seen.tags.keys() & {"script", "img"}
-    assert set(seen.tags) == set(honest.tags)
+    return report
+
+
+def test_text_from_data_and_people_stays_text(plain: str) -> None:
+    seen = Seen(page.page(hostile()))
+    assert set(seen.tags) - {"details", "summary"} == set(Seen(plain).tags)
     assert seen.outside == []
     assert seen.text.count(EVIL) > 20
+
+
+def test_text_that_became_a_part_of_the_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "escape", str)
+    seen = Seen(page.page(hostile()))
+    assert {"script", "img"} <= set(seen.tags) and seen.outside
 
 
 def test_the_same_report_gives_the_same_page_also_when_read_back(plain: str) -> None:

@@ -66,7 +66,8 @@ def runs(connection: Connection, version: int | None = None) -> list[Row]:
     )
 
 
-def runs_text(found: list[Row]) -> str:
+def compared(found: list[Row]) -> list[Row]:
+    """Training runs in brief, one row each, to be read side by side."""
     head = ("run", "finished", "outcome", "model", "as of", "data", "estimator", "commit", "RMSE / last", "failed")
     lines = [
         (row["run_id"], f"{row['finished_at']:%Y-%m-%d %H:%M}", row["outcome"], row["version"] or "-",
@@ -76,7 +77,12 @@ def runs_text(found: list[Row]) -> str:
          ", ".join(rule["name"] for rule in row["gate"] if not rule["ok"]))
         for row in found
     ]  # fmt: skip
-    return columns(head, lines) if lines else "no training run is recorded"
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+def runs_text(found: list[Row]) -> str:
+    lines = compared(found)
+    return columns(list(lines[0]), [list(line.values()) for line in lines]) if lines else "no training run is recorded"
 
 
 def models(connection: Connection) -> list[Row]:

@@ -20,6 +20,7 @@ Report = Mapping[str, Any]
 CHARTS = 6  # horizons drawn, from the first to the last
 ROWS = 20  # of a table that has no bound; report.json has them all
 NUMBER = re.compile(r"–|[-+]?\d[\d.,%e+-]*( <small>.*)?")
+LONG = 300  # characters of a card's value
 FEW_VINTAGES = 12
 ELSEWHERE = {"inputs", "input_range", "metrics", "gate", "intervals", "loads", "reach"}  # of the card, or too long
 MORE = {
@@ -249,8 +250,13 @@ def _loads(loads: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _card(card: Report) -> Html:
-    shown = {name.replace("_", " "): value for name, value in card.items() if name not in ELSEWHERE}
-    return _table(["what", "value"], [(name, Html(f"<code>{_html(value)}</code>")) for name, value in shown.items()])
+    rows = []
+    for name, value in card.items():
+        if name not in ELSEWHERE:
+            text = _html(value)  # the flags of a processor alone are a page
+            text = f"<details><summary>long</summary>{text}</details>" if len(text) > LONG else text
+            rows.append((Html(f"<b>{_said(name)}</b>"), Html(f"<code>{text}</code>")))
+    return _table(["what", "value"], rows)
 
 
 def _key(names: Iterable[str]) -> Html:

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sysconfig
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,9 @@ def _vintages(made: Candidate) -> list[dict[str, Any]]:
     return found
 
 
-def loads(connection: psycopg.Connection[Any], version: DataVersion) -> list[dict[str, Any]]:
-    """The loads of a data version, newest first."""
-    held = [row for row in listing.loads(connection, None) if row["load_id"] <= version.loads.get(row["dataset"], 0)]
+def loads(connection: psycopg.Connection[Any], last: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The loads up to the last one of each dataset, newest first."""
+    held = [row for row in listing.loads(connection, None) if row["load_id"] <= last.get(row["dataset"], 0)]
     names = ("load_id", "dataset", "file", "kind", "status", "new", "changed", "deleted")
     return [{name: row[name] for name in names} for row in held]
 

@@ -44,7 +44,6 @@ class Made:
     candidate: Candidate
     rules: list[Rule]
     card: dict[str, Any]
-    version: read.DataVersion
 
 
 def train(
@@ -67,17 +66,8 @@ def train(
         made = make(contract, connection, root, known_at, say, data_version, overruling)
         champion = registry.champion(connection)
         rules = _overruled([*made.rules, *compared(made.candidate, champion)], overruling)
-        body = report.body(
-            made.card,
-            made.candidate,
-            rules,
-            loads=report.loads(connection, made.version),
-            importance=made.candidate.importance,
-            champion=evaluate.comparison(made.candidate.tested, champion) if champion else {},
-            live=live.errors(contract, connection),
-            score=ml_test_score.score(root, connection),
-        )
-        page = report.write(root / BUILD, body)
+        around = _around(contract, connection, root, made, champion)
+        page = report.write(root / BUILD, report.body(made.card, made.candidate, rules, **around))
         for rule in rules:
             say(f"{'pass ' if rule.ok else 'BLOCK' if rule.blocks else 'OVERRULED'}  {rule}")
         refused = [f"  {rule}" for rule in rules if rule.blocks]
@@ -120,7 +110,7 @@ def make(
         card = report.card(made.tested, rules, root, known_at, known.until, version)
     if overruling.rules:
         card["overruled"] = {"rules": list(overruling.rules), "reason": overruling.reason}
-    return Made(made, rules, card, version)
+    return Made(made, rules, card)
 
 
 def write(made: Made, folder: Path) -> str:
@@ -190,6 +180,20 @@ def _register(
     promoted = not contract.gate.sign_off and registry.promote(connection, version, "promote", why)
     state = registry.states(connection)[version]
     return {"version": version, "digest": digest, "promoted": promoted, "state": state}
+
+
+def _around(
+    contract: Contract, connection: Connection, root: Path, made: Made, champion: Registered | None
+) -> dict[str, Any]:
+    """What the report shows of others than this training."""
+    return {
+        "loads": report.loads(connection, made.card["loads"]),
+        "runs": experiments.compared(experiments.runs(connection)),
+        "importance": made.candidate.importance,
+        "champion": evaluate.comparison(made.candidate.tested, champion) if champion else {},
+        "live": live.errors(contract, connection),
+        "score": ml_test_score.score(root, connection),
+    }
 
 
 def _record(
