@@ -13,7 +13,7 @@ from load_report import row
 from load_store import FIRST, LATEST, SERIES, names
 from model_service import settings
 from model_service.contract import Contract
-from model_service.loader import Payload, batches, checks, run, source
+from model_service.loader import Payload, batches, checks, run
 from model_service.store import observations, raw
 from model_service.store.connection import connect
 
@@ -33,7 +33,7 @@ def apart(url: str, declared: Contract, rows: int, folder: Path) -> list[dict[st
     """What lies before the batches: parsing the file, and keeping its bytes."""
     path = folder / f"{LATEST:%Y-%m-%d}.csv"
     count = csv_file(path, rows // SERIES)
-    options, series = run._options(declared, "bench"), declared.of_source("bench")
+    (source, options), series = run.reader(declared, "bench"), declared.of_source("bench")
     with connect(url, "loader") as connection:
         ids = observations.series_ids(connection, "bench", series)
         begun = time.perf_counter()
@@ -76,7 +76,7 @@ def toml(declared: Contract) -> str:
     head = re.split(r"^\[(?:source|series|target)[.\]]|^\[\[feature", text, maxsplit=1, flags=re.MULTILINE)[0]
     lines = [
         "[source.bench]",
-        f'kind = "{source.KIND}"',
+        'kind = "csv"',
         'path = "*.csv"',
         'layout = "long"',
         'date = { column = "date", format = "%Y-%m-%d" }',

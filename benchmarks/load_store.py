@@ -19,7 +19,6 @@ import numpy as np
 import psycopg
 from model_service import settings
 from model_service.contract import Contract
-from model_service.loader import source
 from model_service.periods import microseconds
 from model_service.store import ledger, migrate, observations
 from model_service.store.connection import connect
@@ -122,7 +121,7 @@ def contract() -> Contract:
     """The project's own, with one more source of SERIES daily series."""
     data = tomllib.loads((settings.root() / "service.toml").read_text("utf-8"))
     data["source"]["bench"] = {
-        "kind": source.KIND, "path": "*.csv", "layout": "long", "date": {"column": "date", "format": "%Y-%m-%d"},
+        "kind": "csv", "path": "*.csv", "layout": "long", "date": {"column": "date", "format": "%Y-%m-%d"},
         "vintage": {"from": "file_name", "format": "%Y-%m-%d"},
     }  # fmt: skip
     for name in names():

@@ -65,7 +65,7 @@ def test_files_that_are_not_rendered_are_copied_byte_for_byte(default: BakedProj
         name = path.relative_to(ROOT / PROJECT).as_posix()
         if name in files and name not in RENDERED:
             assert files[name][0] == path.read_bytes(), name
-    for source, name in [("source.py", "src/model_service/loader/source.py")]:
+    for source, name in [("source.py", "src/model_service/loader/sources/csv.py")]:
         assert files[name][0] == (ROOT / "loaders/csv" / source).read_bytes()
 
 

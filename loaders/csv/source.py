@@ -21,11 +21,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from model_service import periods
 from model_service.contract import Section, Series
 from model_service.errors import UsageError
-from model_service.loader import ALWAYS, Cell, Payload, Reject, Seen, SourceError, Window
+from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SourceError
 from model_service.mistakes import nearest
 
-KIND = "csv"
-PARSER_VERSION = 1  # raise it when the same bytes would give other cells: they are then loaded anew
+PARSER_VERSION = 1
 
 _SHOWN = 1000  # characters of a bad line that go beside the kept file
 _SWAP = str.maketrans(",.", ".,")  # a point is no decimal where the comma is
@@ -76,7 +75,7 @@ class Vintage(Section):
 
 
 class Options(Section):
-    """Keys of a `[source.*]` table with kind = "csv"; docs/source.md explains each."""
+    """Keys of a `[source.*]` table with kind = "csv"; docs/csv.md explains each."""
 
     path: Annotated[tuple[Glob, ...], BeforeValidator(_listed), Field(min_length=1)]
     layout: Literal["wide", "long"]
@@ -103,12 +102,13 @@ class Options(Section):
         return self.vintage.column if self.vintage else None
 
 
-def fetch(options: Options, root: Path, window: Window = ALWAYS) -> Iterator[Payload]:
-    """Files that match `options.path` below `root`, by (vintage, name); of the vintages in `window` only.
+def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
+    """Files that match `options.path` below the root, by (vintage, name); of the vintages in the window only.
 
     Raises SourceError before the first one: no match, empty or unreadable file, name that holds no vintage; UsageError
     for a window where the names hold none.
     """
+    root, window = ask.root, ask.window
     if window != ALWAYS and not (options.vintage and options.vintage.from_):
         raise UsageError("--from and --to choose vintages, and the names of these files hold none: leave them out")
     paths: set[Path] = set()

@@ -12,12 +12,15 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from model_service import contract as contracts
-from model_service import ml_test_score, settings
+from model_service import ml_test_score
 from model_service.contract import Contract
 from model_service.loader import run as loading
 from model_service.store.connection import connect
 from model_service.store.migrate import migrate
 
+ROOT = Path(__file__).resolve().parents[1]
+# Whose data the tests load: this project's, or the csv sample where the project's own come from a provider.
+SAMPLE = next(folder for folder in (ROOT / "tests/sample", ROOT) if (folder / "service.toml").is_file())
 Connection = psycopg.Connection
 OUTCOMES: dict[str, tuple[str, bool, bool]] = {}
 
@@ -40,7 +43,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish() -> None:
     if OUTCOMES:
-        ml_test_score.keep(settings.root(), OUTCOMES)
+        ml_test_score.keep(ROOT, OUTCOMES)
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +68,8 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def contract() -> Contract:
-    """The project's own service.toml."""
-    return contracts.load(settings.root() / "service.toml")
+    """The sample's service.toml."""
+    return contracts.load(SAMPLE / "service.toml")
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ def loaded(server: str, contract: Contract) -> Iterator[Connection]:
         admin.execute(f"CREATE DATABASE {name}")
     url = make_conninfo(server, dbname=name)
     migrate(url, contract)
-    loading.load(contract, url, settings.root(), print)
+    loading.load(contract, url, SAMPLE, print)
     with connect(url, "loader") as connection:
         yield connection
     with psycopg.connect(server, autocommit=True) as admin:
@@ -127,8 +130,8 @@ def table(loaded: Connection, contract: Contract) -> Any:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own with the project's service.toml and data, and PROJECT_ROOT set to it."""
-    root = settings.root()
+    """A folder of its own with the sample's service.toml and data, and PROJECT_ROOT set to it."""
+    root = SAMPLE
     (tmp_path / "service.toml").write_bytes((root / "service.toml").read_bytes())
     for path in (root / "data").rglob("*"):
         if path.is_file():

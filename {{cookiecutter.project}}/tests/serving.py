@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
+from conftest import ROOT, SAMPLE
 
 from model_service import artifact, contract, features, forecasting, periods
 
-ROOT = Path(__file__).resolve().parents[1]
 POISON = 1e6  # an input above it makes the made-up graph fail: a bug, seen from outside
 DEAD = "postgresql://reader:s3cret%21word@127.0.0.1:1/none"  # nothing listens there
 
@@ -47,7 +47,7 @@ def make_project(folder: Path, **serving: Any) -> Project:
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "ops", folder / "ops")
     shutil.copytree(ROOT / "requirements", folder / "requirements")
-    lines = (ROOT / "service.toml").read_text("utf-8").splitlines()
+    lines = (SAMPLE / "service.toml").read_text("utf-8").splitlines()
     start = lines.index("[serving]") + 1
     lines = [line for line in lines if line.split("=")[0].strip() not in serving]
     lines[start:start] = [f"{key} = {json.dumps(value)}" for key, value in serving.items()]

@@ -168,6 +168,7 @@ MISTAKES = {
     "unknown series": ('[target]\nseries = "UNRATE"', '[target]\nseries = "UNRAT"', "did you mean 'UNRATE'?"),
     "unknown section": ("[gate]", "[gates]", "did you mean 'gate'?"),
     "unknown source option": ('layout = "wide"', 'layot = "wide"', "did you mean 'layout'?"),
+    "unknown kind of source": ('kind = "csv"', 'kind = "cvs"', "did you mean 'csv'?"),
     "not TOML": ("[target]", "[target", "is not valid TOML"),
     "wrong type": ("seed = 1", 'seed = "one"', "train.seed"),
 }

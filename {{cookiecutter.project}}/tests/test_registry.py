@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import psycopg
 import pytest
+from conftest import SAMPLE
 from psycopg.conninfo import make_conninfo
 from serving import make_project
 
@@ -223,7 +224,7 @@ def test_an_image_of_before_may_still_promote(older: str) -> None:
 
 
 def copied(folder: Path) -> Path:
-    (folder / "service.toml").write_bytes((settings.root() / "service.toml").read_bytes())
+    (folder / "service.toml").write_bytes((SAMPLE / "service.toml").read_bytes())
     return folder
 
 

@@ -15,7 +15,7 @@ import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from serving import DEAD, POISON, ROOT, Project, Server, make_project, serve
+from serving import DEAD, POISON, SAMPLE, Project, Server, make_project, serve
 
 from model_service import artifact
 from model_service.contract import Contract
@@ -365,7 +365,7 @@ def test_forecasts_from_the_store(url: str, server: str, contract: Contract, tmp
     with serve(made, "uvicorn", DATABASE_URL=url) as running, httpx.Client(base_url=running.url) as client:
         assert client.get("/v1/forecast").json()["degraded"] == {"reason": "no_data", "source": "last_forecast"}
         problem(client.get("/v1/forecast?as_of=2016-07-01"), 404)
-        run.load(contract, url, ROOT, lambda _: None)
+        run.load(contract, url, SAMPLE, lambda _: None)
 
         answer = client.get("/v1/forecast?as_of=2016-07-01")
         body = answer.json()

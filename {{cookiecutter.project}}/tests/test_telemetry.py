@@ -19,7 +19,7 @@ import httpx
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, Counter
-from serving import ROOT, answers, free_port, make_project, serve, wait_for
+from serving import ROOT, SAMPLE, answers, free_port, make_project, serve, wait_for
 
 from model_service import registry
 from model_service.contract import Contract
@@ -235,7 +235,7 @@ def test_a_log_line_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_metric_of_a_rule_is_in_a_live_scrape(url: str, contract: Contract, tmp_path: Path) -> None:
-    run.load(contract, url, ROOT, lambda _: None)
+    run.load(contract, url, SAMPLE, lambda _: None)
     made = make_project(tmp_path)
     with connect(url, "loader") as connection:
         version = registry.register(connection, tmp_path / "build" / "model", "test")

@@ -6,8 +6,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from conftest import SAMPLE
 
-from model_service import artifact, forecasting, registry, settings
+from model_service import artifact, forecasting, registry
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError
 from model_service.store import read
@@ -22,7 +23,7 @@ def test_the_sample_loads_to_the_counts_worked_out_by_hand(loaded: psycopg.Conne
 
 
 def copied(folder: Path) -> Path:
-    (folder / "service.toml").write_bytes((settings.root() / "service.toml").read_bytes())
+    (folder / "service.toml").write_bytes((SAMPLE / "service.toml").read_bytes())
     return folder
 
 

@@ -1,14 +1,15 @@
 """From a provider's bytes to rows; here, what a source hands over: payloads, and what was read from them."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from model_service.contract import Series
 from model_service.errors import ServiceError
 from model_service.periods import microseconds
 from model_service.store.observations import CELLS, Cells
@@ -35,6 +36,22 @@ class Window:
 
 
 ALWAYS = Window()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a source is asked for, and what it may lean on.
+
+    root: folder of service.toml. series: those that are mapped. newest: the last moment (UTC) up to which a series is
+    held, None where nothing is; what was fetched counts once it is committed. pace: takes the next free turn at a
+    provider, which leaves it alone for so many seconds from then on; returns the seconds to wait for that turn.
+    """
+
+    root: Path
+    window: Window = ALWAYS
+    series: Mapping[str, Series] = field(default_factory=dict)
+    newest: Callable[[str], datetime | None] = lambda series: None
+    pace: Callable[[str, float], float] = lambda provider, seconds: 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 
 from model_service.contract import Series
-from model_service.loader import Cell, Payload, Reject, batches, checks, source
+from model_service.loader import Cell, Payload, Reject, batches, checks
+from model_service.loader.sources import Kind
 from model_service.store import ledger, quarantine, raw
 from model_service.store.observations import Batches, Said
 
@@ -20,7 +21,8 @@ Connection = psycopg.Connection[Any]
 def records(
     connection: Connection,
     row: Mapping[str, Any],
-    options: source.Options,
+    source: Kind,
+    options: Any,
     series: Mapping[str, Series],
     wanted: quarantine.Wanted | None = None,
 ) -> Iterator[Iterator[Cell | Reject]]:
@@ -37,7 +39,8 @@ def records(
 def said(
     connection: Connection,
     entry: ledger.Entry,
-    options: source.Options,
+    source: Kind,
+    options: Any,
     series: Mapping[str, Series],
     ids: Mapping[str, int],
     since: datetime | None = None,
@@ -64,7 +67,7 @@ def said(
             known=datetime.fromisoformat(known) if known else row["observed_at"],
             scope=row["scope"],
             complete=row["complete"],
-            cells=partial(_cells, connection, row, own_options, own_series, ids),
+            cells=partial(_cells, connection, row, source, own_options, own_series, ids),
         )
 
 
@@ -72,12 +75,13 @@ def said(
 def _cells(
     connection: Connection,
     row: Mapping[str, Any],
-    options: source.Options,
+    source: Kind,
+    options: Any,
     series: Mapping[str, Series],
     ids: Mapping[str, int],
 ) -> Iterator[Batches]:
     names = {number: name for name, number in ids.items()}
     wanted = quarantine.settled(connection, row["rank"]) if row["kind"] == "retry" else None
-    with records(connection, row, options, series, wanted) as found:
+    with records(connection, row, source, options, series, wanted) as found:
         columns = batches(found, ids, row["observed_at"])
         yield (cells for cells, _ in checks.sift(columns, names, series, row["observed_at"]))

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from pydantic import BaseModel
 
 from model_service import digests, freshness
 from model_service.contract import Contract, Series, Source
 from model_service.errors import Blocked, ServiceError, UsageError
-from model_service.loader import ALWAYS, Cell, Payload, Reject, Window, batches, checks, kept, source
-from model_service.mistakes import nearest, validate
+from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Window, batches, checks, kept, sources
+from model_service.mistakes import validate
 from model_service.periods import instant
 from model_service.settings import who
 from model_service.store import ledger, quarantine, raw
@@ -39,15 +40,15 @@ def load(
     """
     results: list[Result] = []
     for dataset in contract.source:
-        options = _options(contract, dataset)
+        source, options = reader(contract, dataset)
         with connect(url, "loader") as connection, ledger.claim(connection, dataset) as holder:
             if holder:
                 say(f"{dataset}: {holder} is at it; nothing to do here")
                 results.append({"dataset": dataset, "outcome": "held", "by": holder})
                 continue
-            run = Run(connection, contract, dataset, options, say, dry)
+            run = Run(connection, contract, dataset, source, options, say, dry)
             with run.attempt() as ended:
-                done = [run.payload(payload) for payload in source.fetch(options, root, window)]
+                done = [run.payload(payload) for payload in source.fetch(options, run.ask(root, window))]
                 outcomes = {result["outcome"] for result in done}
                 ended["detail"] = f"{len(done)} payloads"
                 ended["outcome"] = (
@@ -76,7 +77,7 @@ def again(contract: Contract, url: str, load_id: int, kind: str, reason: str, sa
         with ledger.claim(connection, dataset) as holder:
             if holder:
                 raise ServiceError(f"{dataset}: {holder} is at it; try again when it is done")
-            run = Run(connection, contract, dataset, _options(contract, dataset), say)
+            run = Run(connection, contract, dataset, *reader(contract, dataset), say)
             with run.attempt() as ended:
                 result = run.again(found, kind, reason)
                 ended |= {"outcome": "done" if result["outcome"] == "loaded" else result["outcome"],
@@ -94,7 +95,8 @@ class Run:
     connection: Connection
     contract: Contract
     dataset: str
-    options: source.Options
+    source: sources.Kind
+    options: BaseModel
     say: Say
     dry: bool = False
     series: dict[str, Series] = field(init=False)
@@ -110,8 +112,14 @@ class Run:
         }
         elsewhere = {"path"}  # where the bytes come from does not change what they say
         read_by = {name: value for name, value in self.rules["options"].items() if name not in elsewhere}
-        self.rules_hash = digests.of_json([self.rules | {"options": read_by}, source.PARSER_VERSION])
+        self.rules_hash = digests.of_json([self.rules | {"options": read_by}, self.source.PARSER_VERSION])
         self.head = ledger.head(self.connection, self.dataset)
+
+    def ask(self, root: Path, window: Window) -> Ask:
+        def newest(series: str) -> datetime | None:
+            return ledger.newest(self.connection, self.dataset, [series], None)
+
+        return Ask(root, window, self.series, newest)
 
     @contextmanager
     def attempt(self) -> Iterator[dict[str, str]]:
@@ -142,11 +150,11 @@ class Run:
             raw.keep(self.connection, payload.path, sha256, payload.media_type)
         entry = ledger.Entry(
             dataset=self.dataset, load_key=key, request=request, payload_sha256=sha256, rules=self.rules,
-            rules_hash=self.rules_hash, parser_version=source.PARSER_VERSION, code_version=digests.of_code(),
+            rules_hash=self.rules_hash, parser_version=self.source.PARSER_VERSION, code_version=digests.of_code(),
             started_at=started, observed_at=started, scope=list(payload.series or self.series),
             complete=payload.complete,
         )  # fmt: skip
-        found = self._commit(entry, source.parse(payload, self.options, self.series))
+        found = self._commit(entry, self.source.parse(payload, self.options, self.series))
         if found["outcome"] == "loaded":
             self._remember(payload)
         return result | {"sha256": sha256} | found
@@ -165,12 +173,12 @@ class Run:
         entry = ledger.Entry(
             dataset=self.dataset, load_key=digests.of_json([found["load_key"], kind, last, sorted(taken.values())]),
             request=found["request"], payload_sha256=found["payload_sha256"], rules=self.rules,
-            rules_hash=self.rules_hash, parser_version=source.PARSER_VERSION, code_version=digests.of_code(),
+            rules_hash=self.rules_hash, parser_version=self.source.PARSER_VERSION, code_version=digests.of_code(),
             started_at=datetime.now(UTC), observed_at=found["observed_at"], scope=found["scope"] or list(self.series),
             complete=found["complete"] and kind == "correction", kind=kind, origin=found["load_id"], who=who(),
             reason=reason,
         )  # fmt: skip
-        with kept.records(self.connection, found, self.options, self.series, wanted) as records:
+        with kept.records(self.connection, found, self.source, self.options, self.series, wanted) as records:
             return self._commit(entry, records, taken.values())
 
     def _commit(self, entry: ledger.Entry, records: Iterator[Cell | Reject], taken: Collection[int] = ()) -> Result:
@@ -206,7 +214,7 @@ class Run:
         ids = series_ids(self.connection, self.dataset, self.series)
         names = {number: name for name, number in ids.items()}
         file, rejected = entry.request["file"], 0
-        said = partial(kept.said, self.connection, entry, self.options, self.series, ids)
+        said = partial(kept.said, self.connection, entry, self.source, self.options, self.series, ids)
         landing = Landing(
             self.connection, load_id, said,
             newest=ledger.newest(self.connection, self.dataset, entry.scope, entry.corrects),
@@ -264,11 +272,8 @@ def renew(connection: Connection, say: Say) -> None:
         say(f"statistics were not renewed, reads may be slower until autovacuum does: {str(error).splitlines()[0]}")
 
 
-def _options(contract: Contract, dataset: str) -> source.Options:
-    declared = contract.source[dataset]
-    if declared.kind != source.KIND:
-        hint = nearest(declared.kind, [source.KIND])
-        raise UsageError(
-            f"source.{dataset}.kind is {declared.kind!r}, but this project's loader reads {source.KIND!r}{hint}"
-        )
-    return validate(source.Options, declared.options, f"service.toml, [source.{dataset}]", Source.model_fields)
+def reader(contract: Contract, dataset: str) -> tuple[sources.Kind, BaseModel]:
+    """The module that reads a dataset, and its keys of service.toml; raises UsageError: no such kind, wrong key."""
+    declared, where = contract.source[dataset], f"source.{dataset}"
+    source = sources.of(declared.kind, where)
+    return source, validate(source.Options, declared.options, f"service.toml, [{where}]", Source.model_fields)

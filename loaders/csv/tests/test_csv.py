@@ -14,22 +14,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from conftest import ROOT
+from conftest import SAMPLE as HOME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_service import contract, mistakes, periods
 from model_service.errors import UsageError
-from model_service.loader import Cell, Reject, SourceError, Window, source
+from model_service.loader import Ask, Cell, Reject, SourceError, Window
+from model_service.loader.sources import csv as source
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs/source.md"
+DOCUMENT = ROOT / "docs/csv.md"
 SAMPLE = {
     "path": "data/us-macro/*.csv",
     "layout": "wide",
     "date": {"column": "Date", "format": "%m/%d/%y"},
     "vintage": {"from": "file_name", "format": "%Y-%m-%d"},
 }
-HOLDS_SAMPLE = (ROOT / "data/us-macro/2016-06-29.csv").is_file()
+HOLDS_SAMPLE = (HOME / "data/us-macro/2016-06-29.csv").is_file()
 needs_sample = pytest.mark.skipif(not HOLDS_SAMPLE, reason="the sample data/us-macro was removed")
 QUARTERLY = {"GDPC1", "ULCNFB", "A261RX1Q020SBEA"}
 WIDE = {"path": "*.csv", "layout": "wide", "date": {"column": "date", "format": "%Y-%m-%d"}}
@@ -46,7 +48,7 @@ def series(frequency: contract.Frequency = "month", *names: str) -> dict[str, co
 
 
 def sample_series() -> dict[str, contract.Series]:
-    header = (ROOT / "data/us-macro/2016-06-29.csv").read_text("utf-8").splitlines()[0].split(",")
+    header = (HOME / "data/us-macro/2016-06-29.csv").read_text("utf-8").splitlines()[0].split(",")
     return series("month", *header[1:]) | series("quarter", *sorted(QUARTERLY))
 
 
@@ -54,7 +56,7 @@ def read(folder: Path, content: str | bytes, keys: dict[str, Any], frequency: co
     """(cells, rejects) of one file in which A and B are mapped."""
     (folder / "x.csv").write_bytes(content.encode() if isinstance(content, str) else content)
     chosen = options(**keys)
-    (payload,) = source.fetch(chosen, folder)
+    (payload,) = source.fetch(chosen, Ask(folder))
     found = list(source.parse(payload, chosen, series(frequency)))
     return [one for one in found if isinstance(one, Cell)], [one for one in found if isinstance(one, Reject)]
 
@@ -77,7 +79,7 @@ def day(text: str) -> datetime:
 @needs_sample
 def test_sample_gives_every_published_value_and_its_vintage() -> None:
     chosen = options(**SAMPLE)
-    payloads = list(source.fetch(chosen, ROOT))
+    payloads = list(source.fetch(chosen, Ask(HOME)))
     assert [(one.name, one.vintage, one.media_type) for one in payloads] == [
         ("data/us-macro/2016-06-29.csv", day("2016-06-29"), "text/csv"),
         ("data/us-macro/2016-07-29.csv", day("2016-07-29"), "text/csv"),
@@ -103,7 +105,7 @@ def test_long_and_wide_layout_give_the_same_cells(tmp_path: Path) -> None:
     with (tmp_path / "all.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["known", "id", "day", "amount"])
-        for payload in source.fetch(wide, ROOT):
+        for payload in source.fetch(wide, Ask(HOME)):
             with payload.path.open(newline="") as lines:
                 for row in csv.DictReader(lines):
                     writer.writerows([payload.path.stem, name, row["Date"], row[name]] for name in sample_series())
@@ -116,7 +118,7 @@ def test_long_and_wide_layout_give_the_same_cells(tmp_path: Path) -> None:
         series_column="id",
         value_column="amount",
     )
-    (payload,) = source.fetch(long, tmp_path)
+    (payload,) = source.fetch(long, Ask(tmp_path))
     found = list(source.parse(payload, long, sample_series()))
     assert len(found) == len(expected) == 8653 + 8676
     assert keyed(found) == expected
@@ -125,12 +127,12 @@ def test_long_and_wide_layout_give_the_same_cells(tmp_path: Path) -> None:
 @needs_sample
 def test_service_toml_maps_the_sample() -> None:
     """Every series has the frequency its column shows, and no release lag claims a value that a vintage lacks."""
-    declared = contract.load(ROOT / "service.toml")
+    declared = contract.load(HOME / "service.toml")
     if "us_macro" not in declared.source:
         pytest.skip("service.toml no longer maps the sample data/us-macro")
     mapped = declared.of_source("us_macro")
     chosen = mistakes.validate(source.Options, declared.source["us_macro"].options, "service.toml")
-    for payload in source.fetch(chosen, ROOT):
+    for payload in source.fetch(chosen, Ask(HOME)):
         found = list(source.parse(payload, chosen, mapped))
         assert not [one for one in found if isinstance(one, Reject)]
         assert payload.vintage is not None
@@ -151,9 +153,9 @@ def test_examples_of_the_documentation(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         declared = tomllib.loads(toml)
         ((_, keys),) = declared["source"].items()
-        assert keys.pop("kind") == source.KIND
+        assert keys.pop("kind") == "csv"
         mapped = {name: contract.Series(**one) for name, one in declared["series"].items()}
-        (payload,) = source.fetch(options(**keys), tmp_path)
+        (payload,) = source.fetch(options(**keys), Ask(tmp_path))
         read_back += list(source.parse(payload, options(**keys), mapped))
     assert [(*one[:2], one.known_from, one.value) for one in read_back if isinstance(one, Cell)] == [
         ("UNRATE", day("2016-04-01"), day("2016-06-29"), 5),
@@ -318,7 +320,7 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / ".hidden.csv").write_text("x")
     for path in ("data/*.csv", "*.csv", ["*.csv", "y"]):
         with pytest.raises(SourceError) as refused:
-            next(source.fetch(options(**{**WIDE, "path": path}), tmp_path))
+            next(source.fetch(options(**{**WIDE, "path": path}), Ask(tmp_path)))
         assert repr(path if isinstance(path, str) else path[0]) in str(refused.value)
         assert str(tmp_path) in str(refused.value)
 
@@ -330,7 +332,7 @@ def test_files_come_by_vintage_then_name(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     vintage = {"from": "file_name", "format": "%d-%m-%Y"}
     chosen = options(**{**WIDE, "path": ["[b-f]/*.csv", "a/*.csv", "*/*2019.csv"], "vintage": vintage})
-    assert [one.name for one in source.fetch(chosen, tmp_path)] == names
+    assert [one.name for one in source.fetch(chosen, Ask(tmp_path))] == names
 
 
 def test_a_window_chooses_vintages_by_the_day_they_became_known(tmp_path: Path) -> None:
@@ -338,17 +340,17 @@ def test_a_window_chooses_vintages_by_the_day_they_became_known(tmp_path: Path) 
         (tmp_path / name).write_text("date,A,B\n2016-01-01,1,2\n")
     chosen = options(**WIDE, vintage={"from": "file_name", "format": "%Y-%m-%d"})
     window = Window(date(2016, 6, 30), date(2016, 7, 29))
-    assert [one.name for one in source.fetch(chosen, tmp_path, window)] == ["2016-07-29.csv"]
+    assert [one.name for one in source.fetch(chosen, Ask(tmp_path, window))] == ["2016-07-29.csv"]
     with pytest.raises(UsageError, match="the names of these files hold none"):
-        list(source.fetch(options(**WIDE), tmp_path, window))
+        list(source.fetch(options(**WIDE), Ask(tmp_path, window)))
 
 
 def test_a_file_looks_different_once_it_was_written_again(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("date,A,B\n2016-01-01,1,2\n")
-    (first,) = source.fetch(options(**WIDE), tmp_path)
+    (first,) = source.fetch(options(**WIDE), Ask(tmp_path))
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    (again,) = source.fetch(options(**WIDE), tmp_path)
+    (again,) = source.fetch(options(**WIDE), Ask(tmp_path))
     assert first.mark != again.mark
 
 
@@ -356,7 +358,7 @@ def test_file_name_without_a_vintage(tmp_path: Path) -> None:
     for name in ("2016-06-29.csv", "notes.csv"):
         (tmp_path / name).write_text("x")
     with pytest.raises(SourceError, match="notes.csv: the file's name holds no vintage: 'notes' is not a date"):
-        next(source.fetch(options(**{**SAMPLE, "path": "*.csv"}), tmp_path))
+        next(source.fetch(options(**{**SAMPLE, "path": "*.csv"}), Ask(tmp_path)))
 
 
 def test_dates_that_are_coarser_than_the_series(tmp_path: Path) -> None:
@@ -370,7 +372,7 @@ def test_zipped_file_and_one_that_was_cut(tmp_path: Path) -> None:
     content = gzip.compress(b"date,A,B\n2020-01-01,1,2\n")
     keys = {**WIDE, "path": "*.gz", "vintage": {"from": "file_name", "format": "%Y-%m"}}
     (tmp_path / "2020-02.csv.gz").write_bytes(content)
-    (payload,) = source.fetch(options(**keys), tmp_path)
+    (payload,) = source.fetch(options(**keys), Ask(tmp_path))
     assert (payload.vintage, payload.media_type) == (day("2020-03-01"), "application/gzip")
     cells = source.parse(payload, options(**keys), series())
     assert [one.value for one in cells if isinstance(one, Cell)] == [1, 2]
@@ -504,7 +506,7 @@ def test_any_table_reads_back_in_any_dialect(tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("table")
     zipped = keys["path"].endswith(".gz")
     (folder / keys["path"]).write_bytes(gzip.compress(content) if zipped else content)
-    (payload,) = source.fetch(options(**keys), folder)
+    (payload,) = source.fetch(options(**keys), Ask(folder))
     names = sorted({name for name, _, _ in expected}) or ["A"]
     if keys["layout"] == "wide" and not expected:
         return  # no mapped name is known to stand in the header
