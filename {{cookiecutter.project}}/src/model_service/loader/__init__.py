@@ -13,6 +13,7 @@ from model_service.contract import Series
 from model_service.errors import ServiceError
 from model_service.periods import microseconds
 from model_service.store.observations import CELLS, Cells
+from model_service.store.pace import Pace
 
 VALUE, MISSING, DELETED = 0, 1, 2  # states of an observation
 _BATCH = 65_536  # cells; a few MB at a time
@@ -43,15 +44,14 @@ class Ask:
     """What a source is asked for, and what it may lean on.
 
     root: folder of service.toml. series: those that are mapped. newest: the last moment (UTC) up to which a series is
-    held, None where nothing is; what was fetched counts once it is committed. pace: takes the next free turn at a
-    provider, which leaves it alone for so many seconds from then on; returns the seconds to wait for that turn.
+    held, None where nothing is; what was fetched counts once it is committed. pace: the providers' budgets.
     """
 
     root: Path
     window: Window = ALWAYS
     series: Mapping[str, Series] = field(default_factory=dict)
     newest: Callable[[str], datetime | None] = lambda series: None
-    pace: Callable[[str, float], float] = lambda provider, seconds: 0.0
+    pace: Pace = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Payload:
     `vintage` (UTC) is since when the world knew all of it; None: its cells say so, or the time of loading does.
     `series`: those that it speaks of, () for all that are mapped. `complete`: it holds all there is of them, so what it
     lacks has vanished.
+    `until` (UTC): up to then nothing else became known of them; None: as long as its cells say.
     `mark`: how it looks from outside (size and time, ETag); what looks as it did last time is not read again.
     """
 
@@ -70,6 +71,7 @@ class Payload:
     vintage: datetime | None
     series: tuple[str, ...] = ()
     complete: bool = False
+    until: datetime | None = None
     mark: str = ""
 
 

@@ -17,12 +17,14 @@ from model_service import digests, freshness
 from model_service.contract import Contract, Series, Source
 from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Window, batches, checks, kept, sources
+from model_service.loader.web import Web
 from model_service.mistakes import validate
 from model_service.periods import instant
 from model_service.settings import who
 from model_service.store import ledger, quarantine, raw
 from model_service.store.connection import connect
 from model_service.store.observations import Batches, Landing, series_ids
+from model_service.store.pace import Pace
 
 Connection = psycopg.Connection[Any]
 Result = dict[str, Any]
@@ -110,7 +112,7 @@ class Run:
             "options": self.options.model_dump(mode="json", by_alias=True, exclude_unset=True),
             "series": {name: checks.rules_of(one) for name, one in self.series.items()},
         }
-        elsewhere = {"path"}  # where the bytes come from does not change what they say
+        elsewhere = {"path", *Web.model_fields}  # where the bytes come from does not change what they say
         read_by = {name: value for name, value in self.rules["options"].items() if name not in elsewhere}
         self.rules_hash = digests.of_json([self.rules | {"options": read_by}, self.source.PARSER_VERSION])
         self.head = ledger.head(self.connection, self.dataset)
@@ -119,7 +121,7 @@ class Run:
         def newest(series: str) -> datetime | None:
             return ledger.newest(self.connection, self.dataset, [series], None)
 
-        return Ask(root, window, self.series, newest)
+        return Ask(root, window, self.series, newest, Pace(self.connection))
 
     @contextmanager
     def attempt(self) -> Iterator[dict[str, str]]:
@@ -154,7 +156,7 @@ class Run:
             started_at=started, observed_at=started, scope=list(payload.series or self.series),
             complete=payload.complete,
         )  # fmt: skip
-        found = self._commit(entry, self.source.parse(payload, self.options, self.series))
+        found = self._commit(entry, self.source.parse(payload, self.options, self.series), until=payload.until)
         if found["outcome"] == "loaded":
             self._remember(payload)
         return result | {"sha256": sha256} | found
@@ -181,7 +183,13 @@ class Run:
         with kept.records(self.connection, found, self.source, self.options, self.series, wanted) as records:
             return self._commit(entry, records, taken.values())
 
-    def _commit(self, entry: ledger.Entry, records: Iterator[Cell | Reject], taken: Collection[int] = ()) -> Result:
+    def _commit(
+        self,
+        entry: ledger.Entry,
+        records: Iterator[Cell | Reject],
+        taken: Collection[int] = (),
+        until: datetime | None = None,
+    ) -> Result:
         """One transaction: all of the load; or, when a check blocks it, its ledger row and the checks alone."""
         with self.connection.transaction(force_rollback=self.dry):
             load_id = ledger.draw(self.connection)
@@ -194,6 +202,7 @@ class Run:
             marked = any(one.action == "mark" and not one.ok for one in results)
             status = "blocked" if blocked else "marked" if marked else "committed"
             known = [instant(one) for one in landing.moments] + [entry.moment] * entry.complete
+            known += [until] if until else []
             ended = replace(entry, known_first=min(known, default=None), known_last=max(known, default=None))
             ledger.write(self.connection, load_id, ended, counts, status)
             ledger.write_checks(self.connection, load_id, results)

@@ -1,0 +1,127 @@
+"""GET requests to a provider: within its budget, repeated where that can help, and silent about keys."""
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Annotated, Any
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+from pydantic import AfterValidator, Field
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from model_service.contract import Section
+from model_service.loader import SourceError
+from model_service.store.pace import Pace
+
+PASSING = {429, 500, 502, 503, 504}  # what may be better in a while
+REST_SECONDS = 20.0  # after "too many requests", where the provider names no time
+PATIENCE_SECONDS = 120.0  # that a provider may ask for; a longer rest is not waited for, but said
+_BACK_OFF = wait_random_exponential(multiplier=1, max=60)
+
+
+def _web(url: str) -> str:
+    if not url.startswith(("http://", "https://")) or "@" in url or "?" in url:
+        raise ValueError("must be http://... or https://..., without a login and without a query")
+    return url.rstrip("/")
+
+
+class Web(Section):
+    """Keys that every source on the web has. The provider's budget is one a host, whoever asks it."""
+
+    base_url: Annotated[str, AfterValidator(_web)]
+    requests_per_second: Annotated[float, Field(gt=0)]
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    tries: Annotated[int, Field(ge=1, le=20)] = 6
+
+
+class Again(SourceError):
+    """It failed in a way that may pass; `rest` is how long to leave the provider alone, where that is known."""
+
+    def __init__(self, message: str, rest: float | None = None) -> None:
+        super().__init__(message)
+        self.rest = rest
+
+
+class Keyed(httpx.HTTPTransport):
+    """Puts the key into the query below all that logs or raises: no URL that anybody sees has it."""
+
+    def __init__(self, host: str, key: Mapping[str, str]) -> None:
+        scheme = httpx.URL(host).scheme
+        super().__init__(proxy=None if proxy_bypass(httpx.URL(host).host) else getproxies().get(scheme))
+        self.key = key
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url.copy_merge_params(self.key)
+        return super().handle_request(
+            httpx.Request(request.method, url, headers=request.headers, extensions=request.extensions)
+        )
+
+
+class Client:
+    """`key`: what joins every query and is told to nobody."""
+
+    def __init__(self, options: Web, pace: Pace, key: Mapping[str, str]) -> None:
+        self.options, self.pace, self.key = options, pace, key
+        self.provider = httpx.URL(options.base_url).host
+        self.http = httpx.Client(
+            base_url=options.base_url, transport=Keyed(options.base_url, key), timeout=options.timeout_seconds
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def get(self, path: str, query: Mapping[str, Any]) -> httpx.Response:
+        """The answer, a refusal too; raises SourceError when none is to be had, or when it holds the key."""
+        retrying = Retrying(
+            stop=stop_after_attempt(self.options.tries), wait=self._wait, retry=retry_if_exception_type(Again),
+            reraise=True,
+        )  # fmt: skip
+        return retrying(self._get, path, query)
+
+    def _get(self, path: str, query: Mapping[str, Any]) -> httpx.Response:
+        while wait := self.pace.take(self.provider, 1 / self.options.requests_per_second):
+            time.sleep(wait)
+        try:
+            answer = self.http.get(path, params=query)
+        except httpx.TransportError as error:
+            says = str(error) or type(error).__name__
+            raise Again(f"{self.provider} cannot be reached: {says}; nothing was loaded, try again later") from None
+        if answer.status_code in PASSING:
+            says = f"{self.provider} answers {answer.status_code}"
+            rest = _rest(answer)
+            if rest is not None and rest > PATIENCE_SECONDS:
+                raise SourceError(f"{says} and asks to be left alone for {rest:.0f} seconds: run again after that")
+            raise Again(f"{says}, {self.options.tries} times; nothing was loaded, try again later", rest)
+        if any(secret.encode() in answer.content for secret in self.key.values()):
+            raise SourceError(f"{self.provider} repeats the key in its answer: it was not kept")
+        return answer
+
+    def _wait(self, state: RetryCallState) -> float:
+        """A rest that the provider asks for is one for all copies: it goes into the budget, all wait for the turn."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Again) and error.rest is not None:
+            self.pace.rest(self.provider, error.rest)
+            return 0.0
+        return float(_BACK_OFF(state))
+
+
+def _rest(answer: httpx.Response) -> float | None:
+    """Seconds of `Retry-After`, a number or a date; without it some for 429, None for others."""
+    asked = answer.headers.get("Retry-After", "")
+    try:
+        until = parsedate_to_datetime(asked)
+        return max(0.0, ((until if until.tzinfo else until.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
+    except ValueError:
+        known = float(asked) if asked.isascii() and asked.isdigit() else None
+    return known if known is not None else REST_SECONDS if answer.status_code == 429 else None
+
+
+def shown(content: bytes) -> str:
+    """The beginning of a body that was not understood, for a message of one line."""
+    return json.dumps(" ".join(content[:400].decode("utf-8", "replace").split())[:120], ensure_ascii=False)
