@@ -21,6 +21,7 @@ RENDERED = {"README.md", "LICENSE", "pyproject.toml", "service.toml", ".onemodel
 CHOICES = [
     {},
     {"estimator": "gradient_boosting"},
+    {"source": "fred"},
     {"python_version": "3.12"},
     {"python_version": "3.11", "licence": "BSD-3-Clause"},
     {"licence": "Apache-2.0", "image_registry": "ghcr.io/acme"},

@@ -5,6 +5,7 @@ import json
 import re
 import secrets
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,28 @@ def test_gradient_boosting_passes_the_gate_on_the_unemployment_rate(
     done = project.service("train")
     assert "is the champion" in done.stdout
     assert json.loads(project.text("build/report.json"))["card"]["estimator"] == "gradient_boosting"
+
+
+def test_a_service_that_reads_fred_trains_a_champion_and_passes_its_own_tests(
+    bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
+) -> None:
+    project = bake(output=workshop / "fred", source="fred")
+    (project.path / ".venv").symlink_to(built.path / ".venv")
+    standin = [str(project.python), "tests/fake_fred.py", "tests/sample/data/us-macro"]
+    with subprocess.Popen(standin, cwd=project.path, stdout=subprocess.PIPE, text=True) as fred:
+        try:
+            assert fred.stdout
+            mine = f'base_url = "{fred.stdout.readline().strip()}"\nrequests_per_second = 1000'
+            edit(project, "service.toml", "requests_per_second = 1.9", mine)
+            env = {"FRED_API_KEY": "0123456789abcdef0123456789abcdef"}
+            project.service("migrate")
+            assert "10 of 10 payloads loaded" in project.service("load", env=env).stdout
+            assert "nothing new" in project.service("load", env=env).stdout
+        finally:
+            fred.terminate()
+    assert "is the champion" in project.service("train").stdout
+    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
+    assert "failed" not in project.make("test").stdout
 
 
 @pytest.mark.parametrize("estimator", ["ridge", "gradient_boosting"])

@@ -4,6 +4,7 @@ To complete it: run this file. A failure lists the lines to add (to "keep" of "a
 and those to take out. Then give tests/default_files.txt, which says what a user gets, the same change.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ def test_every_choice_of_a_part_is_a_choice_of_the_prompt_and_back() -> None:
 
 
 def test_no_file_comes_from_two_parts() -> None:
-    targets = [path for part in PARTS for path in [*part.get("keep", []), *part.get("copy", {}).values()]]
-    assert sorted(targets) == sorted(set(targets))
+    for chosen in itertools.product(*[choices.values() for choices in MANIFEST["answers"].values()]):
+        parts = [MANIFEST["always"], *chosen]
+        targets = [path for part in parts for path in [*part.get("keep", []), *part.get("copy", {}).values()]]
+        assert sorted(targets) == sorted(set(targets))
 
 
 def test_lists_are_sorted() -> None:

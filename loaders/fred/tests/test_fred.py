@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import SAMPLE
+from conftest import ROOT, SAMPLE
 from fake_fred import KEY, SAMPLES, Fred, Snapshot, rows_of, sample, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -331,6 +331,18 @@ def test_kept_bytes_are_read_again_by_the_kind_of_their_source(desk: Desk) -> No
     assert len(desk.fred.log) == asked
 
 
+def test_the_example_of_the_documentation(desk: Desk) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/fred.md").read_text("utf-8"), re.DOTALL)
+    example = example.replace('kind = "fred"', f'kind = "fred"\nbase_url = "{desk.fred.url}"')
+    (desk.root / "service.toml").write_text(HEAD.format(target="REAL_GDP") + example)
+    desk.fred.publish("GDPC1", {"2016-07-29": {"2016-04-01": "16575.1"}})
+    desk.fred.publish("SP500", {"2016-07-29": {"2016-07-28": "2170.06"}})
+    desk.fred.no_vintages.add("SP500")
+    run.load(contracts.load(desk.root / "service.toml"), desk.url, desk.root, desk.said.append)
+    assert desk.held("REAL_GDP") == [("2016-04-01", "2016-07-29", 16575.1)]
+    assert desk.held("SP500") == [("2016-07-28", f"{datetime.now(UTC):%Y-%m-%d}", 2170.06)]
+
+
 # ---- what goes wrong at the provider: one clear line, nothing half-loaded ----
 
 
@@ -392,12 +404,12 @@ def test_a_provider_that_is_down(two: Desk) -> None:
         two.fred.url = gone.url
     says = two.refused()
     assert says.startswith("127.0.0.1 cannot be reached: ")
-    assert says.endswith("; nothing was loaded, try again later")
+    assert says.endswith("; try again later")
 
 
 def test_an_error_that_passes_is_asked_again_and_one_that_stays_is_said(two: Desk) -> None:
     two.fred.faults = {"internal error": 2}
-    assert two.refused() == "127.0.0.1 answers 500, 2 times; nothing was loaded, try again later"
+    assert two.refused() == "127.0.0.1 answers 500, 2 times; try again later"
     two.fred.faults = {"internal error": 1}
     two.load()
     assert [one["fault"] for one in two.fred.log] == ["internal error"] * 3 + [""] * 4

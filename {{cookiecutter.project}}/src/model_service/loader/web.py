@@ -91,13 +91,13 @@ class Client:
             answer = self.http.get(path, params=query)
         except httpx.TransportError as error:
             says = str(error) or type(error).__name__
-            raise Again(f"{self.provider} cannot be reached: {says}; nothing was loaded, try again later") from None
+            raise Again(f"{self.provider} cannot be reached: {says}; try again later") from None
         if answer.status_code in PASSING:
             says = f"{self.provider} answers {answer.status_code}"
             rest = _rest(answer)
             if rest is not None and rest > PATIENCE_SECONDS:
                 raise SourceError(f"{says} and asks to be left alone for {rest:.0f} seconds: run again after that")
-            raise Again(f"{says}, {self.options.tries} times; nothing was loaded, try again later", rest)
+            raise Again(f"{says}, {self.options.tries} times; try again later", rest)
         if any(secret.encode() in answer.content for secret in self.key.values()):
             raise SourceError(f"{self.provider} repeats the key in its answer: it was not kept")
         return answer

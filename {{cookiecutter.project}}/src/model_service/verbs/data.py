@@ -40,7 +40,8 @@ def load(arguments: Namespace) -> int:
             record_forecast(contract, url)
     done, says = ("would load", "would be loaded") if arguments.dry_run else ("loaded", "loaded")
     text = f"{outcomes.count(done)} of {len(outcomes) - outcomes.count('held')} payloads {says}"
-    put(arguments, results, text if outcomes else "there is no payload in this window")
+    none = "nothing new" if window == Window() else "there is no payload in this window"
+    put(arguments, results, text if outcomes else none)
     return Blocked.exit_code if "blocked" in outcomes else 0
 
 
