@@ -25,7 +25,7 @@ from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
 from model_service.loader import DELETED, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SourceError
-from model_service.loader.web import Client, Web, shown
+from model_service.loader.web import Client, Url, Web, shown
 
 PARSER_VERSION = 1
 
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 class Options(Web):
     """Keys of a `[source.*]` table with kind = "fred"; docs/fred.md explains each."""
 
-    base_url: str = "https://api.stlouisfed.org/fred"
+    base_url: Url = "https://api.stlouisfed.org/fred"
     requests_per_second: Annotated[float, Field(gt=0)] = 1.9  # bursts above 2 are cut off
     ids: dict[str, str] = Field(default_factory=dict)
 

@@ -56,12 +56,16 @@ def sample(folder: Path) -> dict[str, dict[str, Snapshot]]:
 
 @dataclass
 class Fred:
-    """`faults`: what goes wrong, and how often still; `log`: what was asked, when, and what came of it."""
+    """`faults`: what goes wrong, and how often still; `log`: what was asked, when, and what came of it.
+
+    `limit`: so many requests within a second are answered, 0 for any number; the others are too many.
+    """
 
     series: dict[str, Rows] = field(default_factory=dict)
     no_vintages: set[str] = field(default_factory=set)
     faults: dict[str, int] = field(default_factory=dict)
     log: list[dict[str, str | float]] = field(default_factory=list)
+    limit: int = 0
     today: str = field(default_factory=lambda: f"{date.today()}")
     retry_after: str = ""
     url: str = ""
@@ -74,10 +78,14 @@ class Fred:
 
     def answer(self, path: str, query: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body."""
-        self.log.append({"at": time.monotonic(), "path": path, **query})
+        now = time.monotonic()
+        recent = sum(one["status"] != 429 and float(one["at"]) > now - 1 for one in self.log)
         fault = next((name for name, times in self.faults.items() if times), "")
         if fault:
             self.faults[fault] -= 1
+        elif self.limit and recent >= self.limit:
+            fault = "too many requests"
+        self.log.append({"at": now, "path": path, "status": 0, **query})
         status, content = self._answer(path, query, fault)
         self.log[-1] |= {"status": status, "fault": fault}
         # JSON that refuses has been sent under the name of XML

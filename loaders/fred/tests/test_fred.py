@@ -433,11 +433,29 @@ def test_a_rest_by_a_date_and_one_that_is_too_long(two: Desk) -> None:
     assert two.refused() == "127.0.0.1 answers 429 and asks to be left alone for 3600 seconds: run again after that"
 
 
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ('base_url = "ftp://x"', "must be http://"),
+        ('base_url = "https://me:secret@x"', "without a login"),
+        ('base_url = "https://x/?api_key=1"', "without a query"),
+        ("requests_per_secund = 1", "did you mean 'requests_per_second'"),
+        ('ids = { B = "GDP" }', "ids: B is no series of this source"),
+    ],
+)
+def test_a_wrong_key_of_the_source(two: Desk, keys: str, says: str) -> None:
+    path, two.names = two.root / "wrong.toml", ("A",)
+    source = f'[source.fred]\nkind = "fred"\n{keys}\n' + SERIES.format("A", "fred", "month", "")
+    path.write_text(HEAD.format(target="A") + source)
+    with pytest.raises(UsageError, match=re.escape(says)):
+        run.load(contracts.load(path), two.url, two.root, two.said.append)
+
+
 # ---- the budget ----
 
 
 def test_ten_copies_together_stay_within_the_budget_of_the_provider(fred: Fred, url: str, tmp_path: Path) -> None:
-    copies = []
+    copies, fred.limit = [], 6  # a turn is a fifth of a second; one request may be late, and the next one not
     for number in range(10):
         fred.publish(f"S{number}", {"2016-03-04": MONTHS})
         copies.append(Desk(fred, url, tmp_path, names=(f"S{number}",), dataset=f"fred{number}", rate=5))
@@ -447,10 +465,18 @@ def test_ten_copies_together_stay_within_the_budget_of_the_provider(fred: Fred, 
     for thread in threads:
         thread.join()
     at = sorted(float(one["at"]) for one in fred.log)
-    assert len(at) == 20
+    assert [one["status"] for one in fred.log] == [200] * 20
     assert copies[0].count("observation") == 20
-    assert at[-1] - at[0] > 19 / 5 - 0.2  # a turn comes a fifth of a second after the one before; the first may be late
+    assert at[-1] - at[0] > 19 / 5 - 0.2  # no faster than the budget, all together
     assert all(sum(first <= one < first + 1 for one in at) <= 6 for first in at)
+
+
+def test_who_asks_faster_than_the_provider_allows_is_cut_off_and_rests(two: Desk) -> None:
+    """Sabotage: without a budget of its own, the loader runs into the provider's."""
+    two.fred.limit, two.fred.retry_after, two.tries = 3, "1", 6
+    two.load()
+    assert 429 in [one["status"] for one in two.fred.log]
+    assert len(two.held("A")) == len(two.held("B")) == 2
 
 
 def test_a_rest_is_one_for_all_copies(url: str) -> None:

@@ -23,15 +23,22 @@ _BACK_OFF = wait_random_exponential(multiplier=1, max=60)
 
 
 def _web(url: str) -> str:
-    if not url.startswith(("http://", "https://")) or "@" in url or "?" in url:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in {"http", "https"} or not parts.host or parts.userinfo or parts.query or parts.fragment:
         raise ValueError("must be http://... or https://..., without a login and without a query")
     return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_web)]
 
 
 class Web(Section):
     """Keys that every source on the web has. The provider's budget is one a host, whoever asks it."""
 
-    base_url: Annotated[str, AfterValidator(_web)]
+    base_url: Url
     requests_per_second: Annotated[float, Field(gt=0)]
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     tries: Annotated[int, Field(ge=1, le=20)] = 6
@@ -89,7 +96,7 @@ class Client:
             time.sleep(wait)
         try:
             answer = self.http.get(path, params=query)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             says = str(error) or type(error).__name__
             raise Again(f"{self.provider} cannot be reached: {says}; try again later") from None
         if answer.status_code in PASSING:
