@@ -2,8 +2,8 @@
 
 Of a series, `fetch` asks for the vintage dates that are not held yet, and then for the values of these dates. FRED
 gives a value with its real-time period, closed at both ends and cut to the one that was asked for. So the first request
-of a series begins at the beginning of FRED's time, where nothing is cut; each later one begins at the last vintage that
-is held, and what begins there is not news but cut: `parse` leaves it out. No vintage is invented, and none is lost.
+of a series begins at the beginning of FRED's time, where nothing is cut. Each later one begins in what is held: what
+begins with it is not news but cut, and `parse` leaves it out. No vintage is invented, and none is lost.
 """
 
 import html
@@ -32,7 +32,7 @@ PARSER_VERSION = 1
 KEY = "FRED_API_KEY"
 DAY = "%Y-%m-%d"
 BEGINNING, END = "1776-07-04", "9999-12-31"  # of FRED's real time
-VINTAGES = 1_999  # of one request, and the one it begins at; 2,000 are allowed
+VINTAGES = 1_998  # new ones of one request; it holds two more at most, and 2,000 are allowed
 DATES, ROWS = 10_000, 100_000  # of one page
 SHOWN = 1_000  # characters of a bad row
 
@@ -93,15 +93,17 @@ def _vintages(client: Client, name: str, series_id: str, ask: Ask) -> list[str] 
 def _windows(client: Client, name: str, series_id: str, dates: list[str], ask: Ask, folder: Path) -> Iterator[Payload]:
     """One payload for each VINTAGES dates; they build on one another, so none follows one that was not loaded."""
     path, held = folder / "window", ask.newest(name)
+    # The last day that is held is read again: FRED may have added to it after it was loaded.
+    first = f"{held - timedelta(days=1):%Y-%m-%d}" if held else BEGINNING
     for start in range(0, len(dates), VINTAGES):
-        first, last = f"{held:%Y-%m-%d}" if held else BEGINNING, dates[start : start + VINTAGES][-1]
+        last = dates[start : start + VINTAGES][-1]
         with path.open("wb") as file:
             _observations(client, name, series_id, {"realtime_start": first, "realtime_end": last}, file)
         until = periods.known_from(last, DAY)
         yield Payload(f"{name}/{first}/{last}", path, "application/json", None, (name,), until=until)
-        if (now := ask.newest(name)) == held:
+        if ask.newest(name) == held:
             return
-        held = now
+        held, first = ask.newest(name), last
 
 
 def _observations(client: Client, name: str, series_id: str, window: Mapping[str, str], file: BinaryIO) -> None:
@@ -111,7 +113,7 @@ def _observations(client: Client, name: str, series_id: str, window: Mapping[str
         query = {"series_id": series_id, "file_type": "json", "units": "lin", "output_type": 1, **window}
         answer = client.get("/series/observations", query | {"limit": ROWS, "offset": received})
         page = _page(name, answer, "observations")
-        if received and (page["count"] != count or not page["observations"]):
+        if (received and page["count"] != count) or (page["count"] > received and not page["observations"]):
             raise SourceError(f"{name}: FRED changed it while it was read; nothing of that was loaded, run again")
         if any(page.get(key) != day for key, day in window.items()):
             raise SourceError(f"{name}: FRED answers for another real time than {' to '.join(window.values())}")
