@@ -1,12 +1,13 @@
-"""One definition of a feature, for training, backtest and serving: from the vintages of a series to a row of inputs.
+"""One definition of a feature, for training, backtest and serving: from the vintages of series to rows of inputs.
 
 At an origin only what was known counts. From the store's first vintage of a series on, that is what the vintages say;
 before it, the oldest vintage masked by the declared release lag (pseudo-real-time). Lags count from the last value
 known at the origin, so a series that is published later simply reaches less far (ragged edge).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from model_service import periods
 from model_service.contract import Contract, Feature, Series
+from model_service.errors import ServiceError
+from model_service.mistakes import own
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -49,13 +52,14 @@ class History:
     """One series with all its vintages, in the order (period, known); n rows.
 
     period: ordinal of the period. known: microseconds since 1970 at which the value became known. released: the same by
-    the declared lag alone. value: NaN where missing or deleted.
+    the declared lag alone. value: NaN where missing or deleted. by_day: days without a value are no gaps.
     """
 
     period: Integers
     known: Integers
     released: Integers
     value: Floats
+    by_day: bool = False
 
     @property
     def first_vintage(self) -> int:
@@ -74,17 +78,35 @@ class History:
         Gaps are NaN; the last value is never NaN. Empty when nothing was known.
         """
         rows = np.flatnonzero(self.known_rows(origin))
-        if not rows.size:
+        period, newest = self.period[rows], np.ones(rows.size, dtype=bool)
+        newest[:-1] = period[1:] != period[:-1]
+        found = self.value[rows]
+        newest &= ~np.isnan(found)
+        period = period[newest]
+        if not period.size:
             return 0, np.empty(0)
-        newest = np.append(self.period[rows][1:] != self.period[rows][:-1], True)
-        rows = rows[newest]
-        rows = rows[~np.isnan(self.value[rows])]
-        if not rows.size:
-            return 0, np.empty(0)
-        first = int(self.period[rows[0]])
-        values = np.full(int(self.period[rows[-1]]) - first + 1, np.nan)
-        values[self.period[rows] - first] = self.value[rows]
+        first = int(period[0])
+        values = np.full(int(period[-1]) - first + 1, np.nan)
+        values[period - first] = found[newest]
         return first, values
+
+    def up_to(self, origin: int) -> "History":
+        """The periods up to the last known at `origin`, with all their vintages, later ones too."""
+        first, values = self.at(origin)
+        kept = self.period < first + values.size
+        return replace(self, **{part: getattr(self, part)[kept] for part in ("period", "known", "released", "value")})
+
+    def past(self, origins: Sequence[int], many: int) -> Floats:
+        """float64 [many, n]: the last value known at each of n origins, the one a period before it, and so on.
+
+        Of a series by day those before it count that there are: markets close, and a week has seven days.
+        """
+        found = np.full((many, len(origins)), np.nan)
+        for place, origin in enumerate(origins):
+            _, values = self.at(origin)
+            values = (values[~np.isnan(values)] if self.by_day else values)[: -many - 1 : -1]
+            found[: values.size, place] = values
+        return found
 
 
 def history(series: Series, rows: list[tuple[int, int, float | None]]) -> History:
@@ -98,17 +120,21 @@ def history(series: Series, rows: list[tuple[int, int, float | None]]) -> Histor
         np.array(known, dtype=np.int64),
         np.array(ends, dtype=np.int64)[inverse],
         np.array(values, dtype=np.float64),  # None becomes NaN
+        series.frequency == "day",
     )
 
 
 def histories(contract: Contract, rows: Rows) -> dict[str, History]:
     """The series that the contract's target and features need, from rows of `store.read.vintages`."""
-    return {name: history(contract.series[name], rows[name]) for name in series_needed(contract)}
+    return {name: history(contract.series[name], rows[name]) for name in reach(contract)}
 
 
-def series_needed(contract: Contract) -> list[str]:
-    """Names of the series that the inputs and the target are made of."""
-    return list(dict.fromkeys([contract.target.series, *(feature.series for feature in contract.feature)]))
+def reach(contract: Contract) -> dict[str, int]:
+    """The series that the inputs and the target are made of, and of each how many of its last values the inputs are."""
+    found = {contract.target.series: 1}
+    for feature in contract.feature:
+        found |= {name: max(found.get(name, 0), feature.reach) for name in feature.series}
+    return found
 
 
 def anchor(contract: Contract) -> str:
@@ -125,12 +151,23 @@ def feature_names(contract: Contract) -> list[str]:
     return [name for feature in contract.feature for name in feature.names]
 
 
-def row(contract: Contract, known: Mapping[str, Snapshot]) -> Floats:
-    """The inputs, float64 [F], from the snapshots of one origin; NaN where too little was known."""
-    values = {anchor(contract): nth_last(known[contract.target.series][1], 0)}
+def rows(contract: Contract, held: Mapping[str, History], origins: Sequence[int]) -> Floats:
+    """The inputs at n origins (microseconds since 1970), float64 [n, F]; NaN where too little was known.
+
+    Training, backtest and serving all come here. Each origin is worked out by itself, so one alone gives the same bits.
+    Raises ServiceError when a function of one's own fails.
+    """
+    past = {name: held[name].past(origins, many) for name, many in reach(contract).items()}
+    columns = {anchor(contract): past[contract.target.series][0]}
     for feature in contract.feature:
-        values |= zip(feature.names, _lags(feature, known[feature.series][1]), strict=True)
-    return np.array([values[name] for name in inputs(contract)])
+        if feature.calendar:
+            made = _waves(feature.calendar, contract, held[contract.target.series], origins)
+        elif feature.own:
+            made = [_by_own(feature, feature.own, [past[name][: feature.window] for name in feature.series])]
+        else:
+            made = [_transformed(feature, past[feature.series[0]][lag:]) for lag in feature.lags]
+        columns |= zip(feature.names, made, strict=True)
+    return np.column_stack([columns[name] for name in inputs(contract)])
 
 
 def change(transform: str, value: Floats, base: Floats) -> Floats:
@@ -157,12 +194,29 @@ def nth_last(values: Floats, number: int) -> float:
     return float(values[-1 - number]) if values.size > number else float("nan")
 
 
-def _lags(feature: Feature, values: Floats) -> list[float]:
-    reach = max(feature.lags) + feature.span + 1
-    tail = np.concatenate([np.full(max(0, reach - values.size), np.nan), values[-reach:]])
-    if feature.transform == "deviation":
-        windows = np.lib.stride_tricks.sliding_window_view(tail, feature.span)
-        transformed = windows[:, -1] - windows.mean(axis=1)
-    else:
-        transformed = change(feature.transform, tail[feature.span :], tail[: -feature.span])
-    return [nth_last(transformed, lag) for lag in feature.lags]
+def _transformed(feature: Feature, values: Floats) -> Floats:
+    """One input at n origins from `values` [many, n], the newest first."""
+    if feature.transform in {"mean", "deviation"}:
+        mean: Floats = sum(values[1 : feature.window], start=values[0]) / feature.window
+        return mean if feature.transform == "mean" else values[0] - mean
+    return values[0] if feature.transform == "level" else change(feature.transform, values[0], values[feature.span])
+
+
+def _waves(cycle: str, contract: Contract, target: History, origins: Sequence[int]) -> list[Floats]:
+    """Sine and cosine of the place in the cycle at which the target's last known period begins."""
+    angles = []
+    for first, values in map(target.at, origins):
+        begun = periods.date_of(contract.series[contract.target.series].frequency, first + values.size - 1)
+        share = begun.weekday() / 7 if cycle == "week" else (begun.timetuple().tm_yday - 1) / 365.25
+        angles.append(2 * math.pi * share)
+    return [np.array([wave(angle) for angle in angles]) for wave in (math.sin, math.cos)]
+
+
+def _by_own(feature: Feature, name: str, values: list[Floats]) -> Floats:
+    """What one's own function makes of `values`, one array [window, n] a series, the newest first."""
+    function = own(name)
+    series = [np.ascontiguousarray(one[::-1].T) for one in values]
+    try:
+        return np.array([float(function(*windows)) for windows in zip(*series, strict=True)])
+    except Exception as error:
+        raise ServiceError(f"feature {feature.names[0]}: {name} failed: {error!r}") from error

@@ -67,12 +67,11 @@ class Vintages:
     def at(self, at: datetime) -> Known | None:
         """What was known at `at`; None where that was nothing of some series."""
         origin = features.microseconds(at)
-        known = {name: one.at(origin) for name, one in self.held.items()}
-        if not all(values.size for _, values in known.values()):
+        if not all(one.at(origin)[1].size for one in self.held.values()):
             return None
-        first, values = known[self.contract.target.series]
+        first, values = self.held[self.contract.target.series].at(origin)
         newest = max(int(one.known[one.known <= origin].max()) for one in self.held.values())
-        row, last = features.row(self.contract, known), first + values.size - 1
+        row, last = features.rows(self.contract, self.held, [origin])[0], first + values.size - 1
         return Known(at, self.version, self.rows, row, last, features.moment(newest))
 
     def days(self) -> list[datetime]:
@@ -138,7 +137,7 @@ def body(contract: Contract, model: Model, known: Known, wanted: list[int]) -> d
 
 def vintages(contract: Contract, connection: Connection, until: datetime, version: read.DataVersion) -> Vintages:
     """Reads what the inputs and the target are made of."""
-    rows = read.vintages(connection, features.series_needed(contract), until, version.loads)
+    rows = read.vintages(connection, features.reach(contract), until, version.loads)
     return Vintages(contract, version, rows, features.histories(contract, rows))
 
 

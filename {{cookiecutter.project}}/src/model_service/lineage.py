@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -141,7 +141,7 @@ def _forward(
     models, forecasts = [], []
     for row in _rows(connection, "SELECT version, digest, files->>'card.json' AS card FROM model ORDER BY version"):
         card = json.loads(row.pop("card"))
-        clocks, inputs = card["trained_as_of"], reach(card["inputs"])
+        clocks, inputs = card["trained_as_of"], card["reach"]
         needed[row["digest"]] = inputs
         pair = {"names": list(inputs), "known_at": clocks["known_at"], "loads": json.dumps(card["loads"])}
         if read_there := [one["name"] for one in _rows(connection, TRAINED_ON, asked | pair)]:
@@ -170,22 +170,10 @@ def _values(rows: list[Row]) -> list[tuple[Any, ...]]:
     return [(row["series"], row["period"], row["value"]) for row in rows]
 
 
-def reach(inputs: Iterable[str]) -> dict[str, int]:
-    """Of each series how many of its last values the inputs are made of, from their names (see `Feature.names`)."""
-    found: dict[str, int] = {}
-    for one in inputs:
-        series, transform, lag = one.rsplit(".", 2)
-        name = transform.rstrip("0123456789")
-        span = int(transform[len(name) :] or 1)
-        more = {"level": 0, "deviation": span - 1}.get(name, span)
-        found[series] = max(found.get(series, 0), int(lag.removeprefix("lag")) + more + 1)
-    return found
-
-
 def used(
     connection: Connection, needed: dict[str, int], known_at: datetime, loads: dict[str, int], also: Sequence[int] = ()
 ) -> list[Row]:
-    """The rows behind a forecast by both clocks; `needed` as of `reach`."""
+    """The rows behind a forecast by both clocks; `needed` as `reach` of the model's card."""
     asked = {"names": list(needed), "reach": list(needed.values()), "known_at": known_at, "loads": json.dumps(loads)}
     return _rows(connection, USED, asked | {"also": list(also)})
 

@@ -1,8 +1,10 @@
 """What is wrong in a declaration, for people: the line, the key, the nearest known name, and what is allowed."""
 
 import difflib
+import importlib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +13,7 @@ from model_service.errors import UsageError
 
 M = TypeVar("M", bound=BaseModel)
 Place = tuple[str | int, ...]
+OWN = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # how service.toml names what one wrote oneself: module:name
 
 
 class Misfits(ValueError):
@@ -57,6 +60,25 @@ def line(text: str, place: Place) -> int:
     return best
 
 
+def where(path: Path, *place: str | int) -> str:
+    """`service.toml line 12: train.seed`: what stands there, to begin a message with."""
+    return f"{path.name} line {line(path.read_text('utf-8'), place)}: {'.'.join(map(str, place))}"
+
+
+def own(reference: str) -> Any:
+    """What `module:name` names; raises whatever importing it raises."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def unusable(reference: str) -> str:
+    """Why what `module:name` names cannot be called, and what to do; empty when it can."""
+    try:
+        return "" if callable(own(reference)) else f"{reference!r} cannot be called: name a function or a class"
+    except Exception as error:
+        return f"{reference!r} cannot be imported ({error}): write it, or mend the name"
+
+
 def _keys(dotted: str) -> Place:
     return tuple(part.strip(" \"'") for part in dotted.split("."))
 
@@ -70,7 +92,9 @@ def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str:
 def _mistakes(model: type[BaseModel], problem: Any, also: list[str]) -> list[tuple[Place, str]]:
     misfits = problem.get("ctx", {}).get("error")
     if isinstance(misfits, Misfits):
-        return misfits.found
+        within = ".".join(str(part) for part in problem["loc"])
+        return [((*problem["loc"], *place), f"{within}.{'.'.join(map(str, place))}: {message}" if within else message)
+                for place, message in misfits.found]  # fmt: skip
     return [(problem["loc"], _mistake(model, problem, also))]
 
 

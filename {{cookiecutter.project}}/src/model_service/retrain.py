@@ -59,7 +59,7 @@ def reasons(contract: Contract, connection: Connection, now: datetime) -> list[R
     since, *run = connection.execute(LAST, [found.version]).fetchone() or (now, None, None)
     trained = [model.card["trained_as_of"]["known_at"], model.card["loads"]]
     pairs = [{"known_at": str(at), "loads": loads} for at, loads in (trained, run) if loads is not None]
-    asked = {"names": features.series_needed(contract), "now": now, "read": json.dumps(pairs)}
+    asked = {"names": list(features.reach(contract)), "now": now, "read": json.dumps(pairs)}
     new = (connection.execute(NEW, asked).fetchone() or (0,))[0]
     made = [
         _new(contract, new),

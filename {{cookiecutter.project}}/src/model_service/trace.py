@@ -41,8 +41,8 @@ def walk(contract: Contract, connection: Connection, answer: dict[str, Any]) -> 
         "SELECT loads FROM data_version WHERE version = %s", [clocks["data_version"]]
     ).fetchone()
     loads = version[0] if version else {}
-    names = json.loads(model.files["card.json"])["inputs"] if model else features.inputs(contract)
-    used = lineage.used(connection, lineage.reach(names), datetime.fromisoformat(clocks["known_at"]), loads)
+    reach = json.loads(model.files["card.json"])["reach"] if model else features.reach(contract)
+    used = lineage.used(connection, reach, datetime.fromisoformat(clocks["known_at"]), loads)
     rows = [row for row in used if row["value"] is not None]
     files = lineage.files(connection, sorted({row["load_id"] for row in rows}))
     again = _again(contract, connection, model, answer) if model and version else None

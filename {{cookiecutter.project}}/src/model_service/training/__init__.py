@@ -59,12 +59,18 @@ def cases(contract: Contract, rows: features.Rows, until: datetime) -> Cases:
         for one in range(int(ordinals.min()), int(ordinals.max()) + 4)
     ]
     end = features.microseconds(until)
-    found = []
-    for origin in [*(start for start in starts if start < end), end]:
-        known = {name: one.at(origin) for name, one in held.items()}
-        first, values = known[contract.target.series]
-        if values.size:
-            real = all(origin >= one.first_vintage for one in held.values())
-            found.append((features.row(contract, known), values, origin, first + values.size - 1, values[-1], real))
-    inputs, targets, *columns = zip(*found, strict=True)
-    return Cases(contract, rows, held, np.array(inputs), list(targets), *(np.array(column) for column in columns))
+    origins = [*(start for start in starts if start < end), end]
+    seen = [(origin, *held[contract.target.series].at(origin)) for origin in origins]
+    seen = [(origin, first, values) for origin, first, values in seen if values.size]
+    origin = np.array([origin for origin, _, _ in seen])
+    return Cases(
+        contract,
+        rows,
+        held,
+        features.rows(contract, held, origin.tolist()),
+        [values for _, _, values in seen],
+        origin,
+        np.array([first + values.size - 1 for _, first, values in seen]),
+        np.array([values[-1] for _, _, values in seen]),
+        origin >= max(one.first_vintage for one in held.values()),
+    )

@@ -39,6 +39,7 @@ def card(
         "target": {"series": contract.target.series, "unit": target.unit, "frequency": target.frequency,
                    "transform": contract.target.transform},
         "inputs": inputs,
+        "reach": features.reach(contract),
         "horizons": list(contract.target.horizons),
         "estimator": contract.train.estimator,
         "seed": contract.train.seed,
@@ -187,13 +188,11 @@ def _series(table: Cases, name: str) -> dict[str, Any]:
 def _vintages(made: Candidate) -> list[dict[str, Any]]:
     """The forecast at each of the last VINTAGES, newest first, by what was known then, and by what is known now of the
     same periods."""
-    table, end = made.tested.table, int(made.tested.table.origin[-1])
-    now, found = {name: one.at(end) for name, one in table.held.items()}, []
+    table, end, found = made.tested.table, int(made.tested.table.origin[-1]), []
     for vintage in np.unique(np.concatenate([one.known for one in table.held.values()]))[: -VINTAGES - 1 : -1]:
-        then = {name: one.at(int(vintage)) for name, one in table.held.items()}
-        cut = {name: (now[name][0], now[name][1][: start + len(values) - now[name][0]])
-               for name, (start, values) in then.items()}  # fmt: skip
-        rows = np.array([features.row(table.contract, known) for known in (then, cut)])
+        cut = {name: one.up_to(int(vintage)) for name, one in table.held.items()}
+        asked = ((table.held, int(vintage)), (cut, end))
+        rows = np.concatenate([features.rows(table.contract, held, [origin]) for held, origin in asked])
         if not np.isnan(rows).any():
             known, revised = made.fitted.predict(rows).tolist()
             found.append({"vintage": f"{features.moment(int(vintage)):%Y-%m-%d}", "known": known, "revised": revised})
