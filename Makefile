@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade
 
-.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-load bench-asof lock clean
+.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-load bench-asof bench-train lock clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -16,7 +16,7 @@ demo:  ## From default answers to a served forecast; stays until Ctrl-C (ONCE=1:
 test: .venv/test.synced  ## All tests that this machine can run, and a list of what was left out (ARGS="-k bake")
 	@$(VENV) -m pytest $(ARGS)
 
-bench: bench-bake bench-load bench-asof bench-gate bench-crash  ## Every benchmark
+bench: bench-bake bench-load bench-asof bench-train bench-gate bench-crash  ## Every benchmark
 
 bench-bake: .venv/demo.synced  ## Time of a bake against plain cookiecutter with empty hooks; writes build/bench/bake.json
 	@$(VENV) benchmarks/bake.py
@@ -26,6 +26,9 @@ bench-load: .venv/demo.synced  ## Loading against binary COPY and dlt; writes bu
 
 bench-asof: .venv/demo.synced  ## Reads by two clocks against current values; writes build/bench/asof.json (HELD; ARGS=--quick)
 	@benchmarks/in_project.sh benchmarks/asof.py $(ARGS)
+
+bench-train: .venv/demo.synced  ## Memory of training with 1,000 series against 100; writes build/bench/train.json (ARGS=--quick)
+	@benchmarks/in_project.sh benchmarks/train.py $(ARGS)
 
 bench-gate: .venv/demo.synced  ## Planted faults that the gate must name, and clean retrains; writes build/bench/gate.json (ARGS=--quick)
 	@benchmarks/in_project.sh benchmarks/gate.py $(ARGS)
