@@ -75,7 +75,7 @@ def test_choices_are_checked_where_cookiecutter_does_not(tmp_path: Path) -> None
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0] == "onemodel: nothing was written, 5 mistakes in the answers:"
-    assert "Allowed: one of ridge, gradient_boosting. Example: ridge" in done.stdout
+    assert "Allowed: one of ridge, elastic_net, random_forest, gradient_boosting. Example: ridge" in done.stdout
     assert not (tmp_path / "us-unemployment").exists()
 
 

@@ -217,7 +217,7 @@ def early(size: float) -> AbstractContextManager[Any]:
     honest = History.known_rows
 
     def known_rows(self: History, origin: int) -> Any:
-        return honest(self, origin + int(size * features.DAY) if origin < self.first_vintage else origin)
+        return honest(self, np.where(origin < self.first_vintage, origin + int(size * features.DAY), origin))
 
     return patch.object(History, "known_rows", known_rows)
 

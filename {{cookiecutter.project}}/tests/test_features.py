@@ -1,18 +1,34 @@
 """An input means the same everywhere and never the future; what is fitted on inputs answers the same as a graph."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
+import onnx
 import pytest
+from sklearn.dummy import DummyRegressor
+from threadpoolctl import threadpool_limits
 
-from model_service import features
-from model_service.contract import Contract
+from model_service import contract as contracts
+from model_service import features, forecasting, settings
+from model_service.contract import ESTIMATORS, Contract, Feature
+from model_service.errors import ServiceError, UsageError
 from model_service.features import History
-from model_service.training import Cases, backtest, estimators, serialize
+from model_service.store import read
+from model_service.training import Cases, backtest, cases, estimators, run, search, serialize
 
 VINTAGE = features.microseconds(datetime(2016, 6, 29, tzinfo=UTC))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in training: sums in another order are other bits."""
+    with threadpool_limits(1):
+        yield
 
 
 def month_of(text: str) -> int:
@@ -33,15 +49,142 @@ def test_from_the_first_vintage_on_an_origin_sees_that_vintage(table: Cases) -> 
     assert june[1][-1] != july[1][-2]  # May was revised in July
 
 
+def inputs_of(contract: Contract, *features_: dict[str, Any], **series: list[float]) -> list[float]:
+    """Inputs without the anchor, from the last values of each series, all known long ago."""
+    declared = contract.model_copy(update={"feature": tuple(Feature.model_validate(one) for one in features_)})
+    held = {}
+    for name, values in {contract.target.series: [1.0], **series}.items():
+        periods_ = np.arange(24000, 24000 + len(values))  # from 2000-01 on
+        held[name] = History(periods_, np.zeros(len(values), int), np.zeros(len(values), int), np.array(values))
+    return features.rows(declared, held, [1])[0, 1:].tolist()
+
+
 def test_a_feature_is_worked_out_from_the_last_value_known(contract: Contract) -> None:
-    values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
-    by_name = {feature.names[0]: feature for feature in contract.feature}
-    lags = features._lags(by_name["UNRATE.difference.lag0"], np.append([0.0, 0.5], values))
-    assert lags[:4] == [8.0, 4.0, 2.0, 1.0]
-    deviation = contract.feature[0].model_copy(update={"transform": "deviation", "span": 4, "lags": (0, 1)})
-    assert features._lags(deviation, values) == [16.0 - 7.5, 8.0 - 3.75]
-    growth = contract.feature[0].model_copy(update={"transform": "log_difference", "span": 3, "lags": (0,)})
-    assert features._lags(growth, values) == pytest.approx([np.log(8.0)])
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+
+    def made(**declared: Any) -> list[float]:
+        return inputs_of(contract, {"series": "PAYEMS", **declared}, PAYEMS=values)
+
+    assert made(transform="level", lags=[0, 4]) == [16.0, 1.0]
+    assert made(transform="difference", lags=[0, 1, 2, 3]) == [8.0, 4.0, 2.0, 1.0]
+    assert made(transform="difference", span=4) == [15.0]
+    assert made(transform="mean", window=4, lags=[1]) == [3.75]
+    assert made(transform="deviation", window=4, lags=[0, 1]) == [16.0 - 7.5, 8.0 - 3.75]
+    assert made(transform="log_difference", span=3) == pytest.approx([np.log(8.0)])
+    assert np.isnan(made(transform="difference", lags=[4])).all()  # too little is known
+
+
+def test_the_season_is_that_of_the_last_period_known(contract: Contract) -> None:
+    assert inputs_of(contract, {"calendar": "year"}) == [0.0, 1.0]  # January
+    sine, cosine = inputs_of(contract, {"calendar": "year"}, **{contract.target.series: [1.0] * 7})
+    assert abs(sine) < 0.03 and cosine == pytest.approx(-1, abs=0.01)  # July
+
+
+def spread(first: Any, second: Any) -> float:
+    return float(first[-1] - second.mean())
+
+
+def test_a_function_of_ones_own_gets_the_last_values_oldest_first(contract: Contract) -> None:
+    own = {"own": "test_features:spread", "series": ["PAYEMS", "HOUST"], "window": 2}
+    assert inputs_of(contract, own, PAYEMS=[1.0, 2.0, 5.0], HOUST=[3.0, 1.0, 2.0]) == [3.5]
+    assert np.isnan(inputs_of(contract, own, PAYEMS=[1.0, 2.0, 5.0], HOUST=[2.0])).all()
+
+
+def test_a_function_of_ones_own_that_fails_is_named(contract: Contract) -> None:
+    with pytest.raises(ServiceError, match=r"feature PAYEMS\.unable3: test_features:unable failed: ZeroDivisionError"):
+        inputs_of(contract, {"own": "test_features:unable", "series": "PAYEMS", "window": 3}, PAYEMS=[1.0])
+
+
+def unable(_: Any) -> float:
+    return 1 / 0
+
+
+def every_kind(contract: Contract) -> Contract:
+    """The sample with every kind of feature, of series by month, quarter and day."""
+    also = [
+        {"series": "GDPC1", "transform": "log_difference", "lags": [0, 1]},
+        {"series": "UNRATE", "transform": "mean", "window": 13, "lags": [0, 3]},
+        {"series": "STOCKS", "transform": "deviation", "window": 20},
+        {"calendar": "year"},
+        {"own": "test_features:spread", "series": ["STOCKS", "UNRATE"], "window": 7, "direction": "down"},
+    ]
+    daily = contract.series["PAYEMS"].model_copy(update={"frequency": "day", "release_lag_days": 0})
+    return contract.model_copy(
+        update={
+            "series": {**contract.series, "STOCKS": daily},
+            "feature": (*contract.feature, *(Feature.model_validate(one) for one in also)),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def stocks() -> list[tuple[int, int, float | None]]:
+    """Five days a week, each value known at the next midnight; nothing was stored of it before 2015."""
+    first, last = date(1990, 1, 1).toordinal(), date(2016, 7, 29).toordinal()
+    days = [one - features.EPOCH.toordinal() for one in range(first, last) if date.fromordinal(one).weekday() < 5]
+    since = (date(2015, 1, 1) - features.EPOCH).days
+    values = np.random.default_rng(1).normal(size=len(days)).cumsum()
+    return [(day, max(day + 1, since) * features.DAY, float(v)) for day, v in zip(days, values, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def mixed(table: Cases, stocks: Any, loaded: Any) -> Cases:
+    """Cases of every kind of feature."""
+    contract, at = every_kind(table.contract), features.moment(int(table.origin[-1]))
+    return cases(contract, {**vintages(loaded, contract, at), "STOCKS": stocks}, at)
+
+
+def vintages(loaded: Any, contract: Contract, at: datetime) -> Any:
+    return read.vintages(loaded, features.reach(contract), at, read.data_version(loaded).loads)
+
+
+def test_series_by_day_and_quarter_feed_a_model_by_month(mixed: Cases) -> None:
+    may = date(2010, 5, 1)
+    place = int(np.searchsorted(mixed.origin, features.midnight(may)))
+    row = dict(zip(features.inputs(mixed.contract), mixed.inputs[place], strict=True))
+    product = {features.day(day): value for day, known, value in mixed.rows["GDPC1"] if known <= VINTAGE}
+    newest, before = product[date(2010, 1, 1)], product[date(2009, 10, 1)]  # the first quarter came out the day before
+    assert row["GDPC1.log_difference.lag0"] == pytest.approx(np.log(newest / before))
+    stocks = [value for day, _, value in mixed.rows["STOCKS"] if features.day(day) < may]
+    assert row["STOCKS.deviation20.lag0"] == pytest.approx(stocks[-1] - np.mean(stocks[-20:]))  # four weeks: no gaps
+    assert backtest.leaked(mixed, [place]) == []
+
+
+def differing(mixed: Cases, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The origins at which serving makes another row than training, of those that the store's vintages reach."""
+    honest = read.vintages
+
+    def with_stocks(*asked: Any) -> Any:
+        since = features.microseconds(asked[2])
+        return {**honest(*asked), "STOCKS": [row for row in mixed.rows["STOCKS"] if row[1] <= since]}
+
+    monkeypatch.setattr(read, "vintages", with_stocks)
+    found = []
+    for place in np.flatnonzero(mixed.origin >= VINTAGE):
+        at = features.moment(int(mixed.origin[place]))
+        served = forecasting.known_inputs(mixed.contract, loaded, at, read.data_version(loaded))
+        if served.row.tobytes() != mixed.inputs[place].tobytes() or served.last != mixed.last[place]:
+            found.append(int(place))
+    return found
+
+
+@pytest.mark.ml_test("monitor-3")
+def test_training_and_serving_make_the_same_row_bit_for_bit(
+    mixed: Cases, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mixed.complete[-2:].all()
+    assert differing(mixed, loaded, monkeypatch) == []
+    one_by_one = [features.rows(mixed.contract, mixed.held, [int(one)])[0] for one in mixed.origin]
+    assert np.array(one_by_one).tobytes() == mixed.inputs.tobytes()
+
+
+@pytest.mark.ml_test("monitor-3", sabotage=True)
+def test_a_row_that_is_made_otherwise_in_serving_is_found(
+    mixed: Cases, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = features.rows
+    monkeypatch.setattr(features, "rows", lambda *asked: np.nextafter(honest(*asked), np.inf))
+    assert differing(mixed, loaded, monkeypatch) == np.flatnonzero(mixed.origin >= VINTAGE).tolist()
 
 
 def test_labels_known_at_an_origin_end_where_the_target_does(table: Cases) -> None:
@@ -83,33 +226,214 @@ def test_a_label_from_the_future_is_found(table: Cases, monkeypatch: pytest.Monk
     assert backtest.leaked(table, [200]) == [200]
 
 
+def by(table: Cases, estimator: str, **train: Any) -> Cases:
+    """The cases, for another estimator."""
+    declared = table.contract.train.model_copy(update={"estimator": estimator, **train})
+    return replace(table, contract=table.contract.model_copy(update={"train": declared}))
+
+
 def fitted(table: Cases, estimator: str) -> estimators.Fitted:
-    train = table.contract.train.model_copy(update={"estimator": estimator})
-    chosen = replace(table, contract=table.contract.model_copy(update={"train": train}))
-    model = estimators.fit(chosen, table.labels(int(table.origin[-1])))
-    serialize.round_thresholds(model)
-    return model
+    return estimators.fit(by(table, estimator), table.labels(int(table.origin[-1])))
 
 
 def parity(model: estimators.Fitted, graph: bytes, table: Cases) -> float:
     return serialize.parity(model, graph, table.inputs[table.complete], 1)
 
 
-@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
+MISFITS = {
+    "a series that is not declared": ('series = "UNRAT"', 2, "'UNRAT' is not declared; did you mean 'UNRATE'?"),
+    "the target without a lag": ('series = "UNRATE"\nlags = [0, -1]', 3, "-1 lies after the last value known"),
+    "the span of a mean": ('series = "UNRATE"\ntransform = "mean"\nwindow = 9\nspan = 9', 5, "does not go with mean, "),
+    "a mean without its window": ('transform = "mean"\nseries = "UNRATE"', 1, "window: is missing: mean needs it"),
+    "the window of a change": ('series = "UNRATE"\ntransform = "difference"\nwindow = 3', 4, "takes direction, lags"),
+    "two series": ('series = ["UNRATE", "PAYEMS"]', 2, "level takes one: write an entry for each"),
+    "an unknown transform": ('series = "UNRATE"\ntransform = "diference"', 3, "did you mean 'difference'?"),
+    "an unknown direction": ('series = "UNRATE"\ndirection = "upp"', 3, "did you mean 'up'?"),
+    "the direction of a season": ('calendar = "year"\ndirection = "up"', 3, "direction: does not go with calendar"),
+    "a function that is not there": ('own = "test_features:spred"\nseries = "UNRATE"\nwindow = 3', 2, "cannot be"),
+    "a module that is not there": ('own = "nowhere:at"\nseries = "UNRATE"\nwindow = 3', 2, "write it, or mend the"),
+    "no function": ('own = "spread"\nseries = "UNRATE"\nwindow = 3', 2, "write it as module:function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_feature_that_cannot_be_is_named_with_line_and_mend(project: Path, misfit: str) -> None:
+    declared, line, says = MISFITS[misfit]
+    path = project / "service.toml"
+    before = path.read_text().rstrip().splitlines()
+    path.write_text("\n".join([*before, "[[feature]]", *declared.splitlines()]))
+    with pytest.raises(UsageError, match=rf"line {len(before) + line}: feature\.\d+") as refusal:
+        contracts.load(path)
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "target", "key", "says"),
+    [
+        ({"first_origin": date(2016, 6, 1)}, {}, "first_origin = ", "one from 1991-02-01 to 2014-09-01, or load more"),
+        ({"first_origin": date(1986, 1, 1)}, {}, "first_origin = ", "1986-01-01 leaves 0 complete cases before it"),
+        ({}, {"horizons": (1, 700)}, "horizons = ", r"700 periods is longer than the data allow: at most \d+,"),
+        ({"estimator": "mine:Own"}, {}, "estimator = ", "'mine:Own' cannot be imported"),
+    ],
+    ids=["first_origin too late", "first_origin too early", "horizon too long", "estimator that is not there"],
+)  # fmt: skip
+def test_what_the_data_do_not_allow_is_named_with_line_and_mend(
+    table: Cases, train: dict[str, Any], target: dict[str, Any], key: str, says: str
+) -> None:
+    path = settings.root() / "service.toml"
+    line = next(number for number, one in enumerate(path.read_text().splitlines(), 1) if one.startswith(key))
+    declared = by(table, **{"estimator": "ridge", **train}).contract
+    asked = declared.model_copy(update={"target": declared.target.model_copy(update=target)})
+    with pytest.raises(ServiceError, match=rf"^service\.toml line {line}: .*{says}"):
+        run.possible(replace(table, contract=asked), path)
+
+
+class Mean:
+    """The least that one's own estimator can be: the mean change."""
+
+    space = {"trim": [0.0, 0.1]}
+
+    def __init__(self, trim: float = 0.0) -> None:
+        self.trim = trim
+
+    def fit(self, inputs: Any, change: Any, seed: int) -> Any:
+        return DummyRegressor().fit(inputs, np.where(np.abs(change) >= self.trim, change, 0))
+
+    def graph(self, fitted: Any, width: int) -> onnx.ModelProto:
+        return onnx.parser.parse_model(f"""
+            <ir_version: 8, opset_import: ["" : 18]>
+            mean (float[N, {width}] inputs) => (float[N, 1] change)
+            <float mean = {{{float(fitted.constant_[0, 0])}}}, float nought = {{0.0}}>
+            {{ sums = ReduceSum <keepdims = 1> (inputs) none = Mul (sums, nought) change = Add (none, mean) }}""")
+
+
+class Liar(Mean):
+    def graph(self, fitted: Any, width: int) -> onnx.ModelProto:
+        fitted.constant_ = fitted.constant_ + 0.001
+        made = super().graph(fitted, width)
+        fitted.constant_ = fitted.constant_ - 0.001
+        return made
+
+
+class Graphless(Mean):
+    def graph(self, fitted: Any, width: int) -> onnx.ModelProto:
+        raise NotImplementedError("no converter")
+
+
+def test_an_estimator_of_ones_own_is_proven_as_the_others_are(table: Cases) -> None:
+    model = fitted(table, "test_features:Mean")
+    assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) <= serialize.PARITY
+
+
+def test_a_search_tries_the_settings_that_ones_own_names(table: Cases) -> None:
+    choice = search.choose(by(table, "test_features:Mean", search=9), truth_at(table, 250))
+    assert [one["settings"] for one in choice.tried][0] == {} and len(choice.tried) == 3
+
+
+def test_a_graph_that_answers_otherwise_does_not_pass(table: Cases) -> None:
+    model = fitted(table, "test_features:Liar")
+    assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) > serialize.PARITY
+
+
+def test_an_estimator_without_a_graph_is_refused_with_what_to_do(table: Cases) -> None:
+    model = fitted(table, "test_features:Graphless")
+    with pytest.raises(
+        ServiceError, match=r"Graphless gives no ONNX graph.*no converter.*choose another train.estimator"
+    ):
+        serialize.graph(model, table.inputs.shape[1])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_graph_answers_as_the_fitted_model_does(table: Cases, estimator: str) -> None:
     model = fitted(table, estimator)
     assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) <= serialize.PARITY
 
 
-def test_thresholds_that_were_not_rounded_are_found(table: Cases) -> None:
-    model = fitted(table, "gradient_boosting")
-    for tree in serialize._trees(model):
-        tree.threshold[:] = np.nextafter(tree.threshold.astype(np.float32), np.float32(np.inf))
-    graph = serialize.graph(model, table.inputs.shape[1])
-    for tree in serialize._trees(model):
-        tree.threshold[:] = np.nextafter(tree.threshold.astype(np.float32), np.float32(-np.inf))
-    assert parity(model, graph, table) > serialize.PARITY
+@pytest.mark.parametrize("estimator", ["random_forest", "gradient_boosting"])
+def test_one_threshold_that_is_off_by_the_smallest_step_is_found(table: Cases, estimator: str) -> None:
+    model = fitted(table, estimator)
+    graph = onnx.load_from_string(serialize.graph(model, table.inputs.shape[1]))
+    ensemble = [node for node in graph.graph.node if node.op_type == "TreeEnsembleRegressor"][-1]
+    values, modes = ([one for one in ensemble.attribute if one.name == name][0]
+                     for name in ("nodes_values", "nodes_modes"))  # fmt: skip
+    place = list(modes.strings).index(b"BRANCH_LEQ", len(modes.strings) // 2)
+    values.floats[place] = np.nextafter(np.float32(values.floats[place]), np.float32(np.inf))
+    assert parity(model, graph.SerializeToString(), table) > serialize.PARITY
 
 
 def test_what_has_no_logarithm_is_missing_not_infinite() -> None:
     assert np.isnan(features.change("log_difference", np.array([0.0]), np.array([1.0]))).all()
+
+
+@pytest.mark.parametrize("estimator", ["ridge", "random_forest"])
+def test_the_backtest_is_the_same_on_any_number_of_cores(
+    table: Cases, monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    short = by(table, estimator, first_origin=date(2013, 1, 1))
+    made = []
+    for cores in (1, 2):
+        monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
+        one = backtest.run(short)
+        made.append((one.forecast.tobytes(), one.chosen))
+    assert made[0] == made[1]
+
+
+def test_the_backtest_says_how_far_it_is(table: Cases) -> None:
+    said: list[str] = []
+    backtest.run(by(table, "ridge", first_origin=date(2014, 1, 1)), said.append)
+    assert said == [f"backtest {done}/31 origins" for done in (12, 24, 31)]
+
+
+def truth_at(table: Cases, place: int) -> Any:
+    known = table.labels(int(table.origin[place]))
+    known[place:] = np.nan
+    return known
+
+
+def test_a_search_tries_the_usual_settings_and_others_and_shows_what_it_tried(table: Cases) -> None:
+    said: list[str] = []
+    choice = search.choose(by(table, "gradient_boosting", search=4), truth_at(table, 250), said.append)
+    assert len(choice.tried) == 4 and choice.tried[0]["settings"] == {}
+    assert {one["years"] for one in choice.tried} == {1, 2, 4}  # halved twice
+    assert choice.settings == min(choice.tried, key=lambda one: (-one["years"], one["loss"]))["settings"]
+    assert said[0].startswith("search: 4 trials, best ")
+    assert search.choose(by(table, "gradient_boosting", search=4), truth_at(table, 250)) == choice
+
+
+def test_a_search_forecasts_only_later_than_it_fits(table: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, seen = estimators.fit, []
+    monkeypatch.setattr(
+        estimators, "fit", lambda table, truth, *more: seen.append(truth) or honest(table, truth, *more)
+    )
+    search.choose(by(table, "ridge", search=4), truth_at(table, 250))
+    ends = sorted({int(np.flatnonzero(~np.isnan(truth[:, 0]))[-1]) for truth in seen})
+    assert len(ends) == 4 and ends[-1] < 250 - 12  # each fit ends before the year that it forecasts
+    assert np.diff(ends).tolist() == [12, 12, 12]
+
+
+@pytest.mark.ml_test("model-3")
+def test_a_search_chooses_by_nothing_that_comes_later(table: Cases) -> None:
+    place, searched = 250, by(table, "gradient_boosting", search=4)
+    origin = int(table.origin[place])
+    poison = {name: backtest._poisoned(table.contract, name, rows, origin) for name, rows in table.rows.items()}
+    poisoned = cases(searched.contract, poison, features.moment(int(table.origin[-1])))
+    assert search.choose(poisoned, truth_at(poisoned, place)) == search.choose(searched, truth_at(searched, place))
+
+
+@pytest.mark.ml_test("model-3", sabotage=True)
+def test_a_search_that_peeks_is_found(table: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, searched = search.choose, by(table, "ridge", search=4)
+    assert backtest.leaked(searched, [250]) == []
+    monkeypatch.setattr(search, "choose", lambda table, _: honest(table, table.labels(int(table.origin[-1]))))
+    assert backtest.leaked(searched, [250]) == [250]
+
+
+def test_a_search_that_takes_too_long_goes_on_with_the_best_so_far(table: Cases) -> None:
+    said: list[str] = []
+    choice = search.choose(by(table, "ridge", search=4, search_seconds=1e-9), truth_at(table, 250), said.append)
+    assert choice.settings == {} and choice.cut
+    assert said == ["search: stopped after train.search_seconds = 1e-09; goes on with the best so far"]
+
+
+def test_without_a_search_nothing_is_tried(table: Cases) -> None:
+    assert search.choose(table, truth_at(table, 250)) == search.Choice()

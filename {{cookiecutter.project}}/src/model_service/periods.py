@@ -17,6 +17,7 @@ FREQUENCIES = ("day", "week", "month", "quarter", "year")  # from fine to coarse
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SEASON = {"day": 7, "week": 52, "month": 12, "quarter": 4, "year": 1}
+_YEAR = _SEASON | {"day": 365}
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 
 
@@ -54,6 +55,11 @@ def season(frequency: str) -> int:
     if frequency not in _SEASON:
         raise _unknown(frequency)
     return _SEASON[frequency]
+
+
+def year(frequency: str) -> int:
+    """Whole periods in a year."""
+    return _YEAR[frequency]
 
 
 def _months(frequency: str) -> int:

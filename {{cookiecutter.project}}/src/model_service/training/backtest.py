@@ -1,17 +1,22 @@
 """Rolling origins as they were lived: refitted every year on what was known then, judged by what came true."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
+import joblib
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from model_service import features, periods
 from model_service.contract import Contract
 from model_service.features import Flags, Floats, Integers
-from model_service.training import Cases, cases, estimators
+from model_service.training import Cases, cases, estimators, search
 
+T = TypeVar("T")
+WORTH = 4.0  # seconds of work from which on processes are started
 LEVELS = (0.8, 0.95)
 FEWEST_ERRORS = 24  # an interval from fewer realized errors would be a guess
 
@@ -21,7 +26,7 @@ class Backtest:
     """m origins, H horizons, L interval levels; NaN where a truth is not yet known or an interval not yet possible.
 
     places: the origins' indices among the cases. forecast, truth: [m, H]. baseline: name to [m, H].
-    lower, upper: [m, H, L], in the target's unit.
+    lower, upper: [m, H, L], in the target's unit. chosen: the settings of each refit, one a year.
     """
 
     table: Cases
@@ -31,6 +36,7 @@ class Backtest:
     baseline: dict[str, Floats]
     lower: Floats
     upper: Floats
+    chosen: list[estimators.Settings]
 
     @property
     def scored(self) -> Flags:
@@ -58,30 +64,53 @@ class Backtest:
 def run(table: Cases, say: Callable[[str], None] = lambda _: None) -> Backtest:
     """Backtest from `train.first_origin` to the last case; truth is what is known at the last case."""
     places = np.arange(table.first_backtest, len(table.origin) - 1)
-    season = periods.season(table.contract.series[table.contract.target.series].frequency)
-    parts = []
-    for start in range(0, len(places), season):
-        parts.append(_block(table, places[start : start + season]))
-        say(f"backtest {min(start + season, len(places))}/{len(places)} origins")
+    year = periods.year(table.contract.series[table.contract.target.series].frequency)
+    blocks = [places[start : start + year] for start in range(0, len(places), year)]
+    target = table.contract.target.series
+    alone = replace(table, rows={}, held={target: table.held[target]})  # all that a worker needs
+    parts, chosen, done = [], [], 0
+    for block, (part, settings) in zip(blocks, _mapped(partial(_block, alone), blocks), strict=True):
+        parts.append(part)
+        chosen.append(settings)
+        done += len(block)
+        say(f"backtest {done}/{len(places)} origins" + (f", settings {settings}" if settings else ""))
     made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     forecast = made.pop("model")
     truth = table.labels(int(table.origin[-1]))[places]
-    return Backtest(table, places, forecast, truth, made, *_intervals(table, places, forecast))
+    return Backtest(table, places, forecast, truth, made, *_intervals(table, places, forecast), chosen)
 
 
-def _block(table: Cases, block: Integers) -> dict[str, Floats]:
-    """Forecasts of model and baselines at the block's cases, fitted on what was known at its first: [len(block), H].
+def _mapped(work: Callable[[Integers], T], blocks: list[Integers]) -> Iterator[T]:
+    """`work` of each block, in order; on all cores where the first has shown that starting processes is worth it."""
+    begun = time.monotonic()
+    yield work(blocks[0])
+    rest, cores = blocks[1:], min(joblib.cpu_count(), len(blocks) - 1)
+    if cores < 2 or (time.monotonic() - begun) * len(rest) < WORTH:
+        yield from map(work, rest)
+    else:
+        task = joblib.delayed(_on_one_thread)
+        yield from joblib.Parallel(cores, return_as="generator")(task(work, one) for one in rest)
 
-    NaN where inputs are missing.
+
+def _on_one_thread(work: Callable[[Integers], T], block: Integers) -> T:
+    with threadpool_limits(1):  # as in `train`: sums in another order are other bytes
+        return work(block)
+
+
+def _block(table: Cases, block: Integers) -> tuple[dict[str, Floats], estimators.Settings]:
+    """Forecasts of model and baselines at the block's cases, [len(block), H], and the settings they were made with.
+
+    Settings are chosen and all is fitted on what was known at the block's first case. NaN where inputs are missing.
     """
     known = table.labels(int(table.origin[block[0]]))
     known[block[0] :] = np.nan
-    fitted = estimators.fit(table, known)
+    choice = search.choose(table, known)
+    fitted = estimators.fit(table, known, choice.settings)
     made = np.full((len(block), known.shape[1]), np.nan)
     usable = table.complete[block]
     if usable.any():
         made[usable] = fitted.predict(table.inputs[block][usable])
-    return {"model": made} | estimators.baselines(table, known, block)
+    return {"model": made} | estimators.baselines(table, known, block), choice.settings
 
 
 def offsets(errors: Floats) -> Floats:
@@ -121,16 +150,14 @@ def leaked(table: Cases, places: list[int]) -> list[int]:
     for place in places:
         origin = int(table.origin[place])
         poison = {name: _poisoned(table.contract, name, rows, origin) for name, rows in table.rows.items()}
-        made = [_forecast_at(table.contract, used, until, origin) for used in (table.rows, poison)]
-        if made[0] != made[1]:
+        if _forecast_at(table, origin) != _forecast_at(cases(table.contract, poison, until), origin):
             found.append(place)
     return found
 
 
-def _forecast_at(contract: Contract, rows: features.Rows, until: datetime, origin: int) -> list[bytes]:
-    table = cases(contract, rows, until)
+def _forecast_at(table: Cases, origin: int) -> list[bytes]:
     place = int(np.searchsorted(table.origin, origin))
-    return [made.tobytes() for made in _block(table, np.array([place])).values()]
+    return [made.tobytes() for made in _block(table, np.array([place]))[0].values()]
 
 
 def _poisoned(

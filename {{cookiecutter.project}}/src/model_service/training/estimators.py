@@ -1,16 +1,18 @@
 """What can be fitted, by the name in `service.toml`, and the baselines that every candidate must beat.
 
-Each estimator has an ONNX export that the parity check has proven. Baselines: the last value, the last one of the same
+Each estimator gives an ONNX graph that the parity check must prove. Baselines: the last value, the last one of the same
 season, and an autoregression of the target alone.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
-from sklearn.ensemble import GradientBoostingRegressor
-from sklearn.linear_model import RidgeCV
+import onnx
+from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import ElasticNetCV, RidgeCV
+from sklearn.model_selection import TimeSeriesSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -18,14 +20,81 @@ from model_service import features, periods
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.features import Floats, Integers
+from model_service.mistakes import own, unusable
 from model_service.training import Cases
 
-# The penalty is chosen by leave-one-out on the rows of the fit alone, so never with data after its origin.
-ESTIMATORS: dict[str, Callable[[int], Any]] = {
-    "ridge": lambda seed: make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 4, 13))),
-    "gradient_boosting": lambda seed: GradientBoostingRegressor(
-        n_estimators=200, learning_rate=0.05, max_depth=3, min_samples_leaf=8, subsample=0.6, max_features=0.3,
-        random_state=seed,
+OPSET = {"": 18, "ai.onnx.ml": 3}
+Settings = Mapping[str, Any]
+
+
+class Estimator(Protocol):
+    """What `train.estimator` may name as module:Class; a search gives its `space`'s settings to the constructor."""
+
+    def fit(self, inputs: Floats, change: Floats, seed: int) -> Any:
+        """Fits inputs float64 [n, F] to the change [n] over one horizon; gives what has `predict`, [n, F] to [n]."""
+
+    def graph(self, fitted: Any, width: int) -> onnx.ModelProto:
+        """The same as ONNX: one input, float or double [N, width], and one output, [N] or [N, 1]; opset 18 at most."""
+
+
+@dataclass(frozen=True)
+class Sklearn:
+    """An estimator of scikit-learn: `make` gives a new one from a seed and settings, `space` holds what to search."""
+
+    make: Callable[..., Any]
+    space: Mapping[str, Sequence[Any]]
+    is_tree: bool = False
+    settings: Settings = field(default_factory=dict)
+
+    def fit(self, inputs: Floats, change: Floats, seed: int) -> Any:
+        return self.make(seed, **self.settings).fit(inputs, change)
+
+    def graph(self, fitted: Any, width: int) -> onnx.ModelProto:
+        """Linear models run in double. Trees compare in float32, as scikit-learn does."""
+        from skl2onnx import convert_sklearn  # slow to import, and the workers of a backtest need none
+        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+        kind = FloatTensorType if self.is_tree else DoubleTensorType
+        made: onnx.ModelProto = convert_sklearn(
+            fitted, initial_types=[("inputs", kind([None, width]))], target_opset=OPSET
+        )
+        return made
+
+
+def _ridge(_: int, alpha: float | None = None) -> Any:
+    # Without a search the penalty is chosen by leave-one-out on the rows of the fit alone: never with later data.
+    return make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 4, 13) if alpha is None else [alpha]))
+
+
+def _elastic_net(_: int, l1_ratio: float = 0.5) -> Any:
+    # Here by folds of those rows, each later than what is fitted on.
+    net = ElasticNetCV(l1_ratio=l1_ratio, alphas=30, cv=TimeSeriesSplit(4), max_iter=5_000, tol=1e-3)
+    return make_pipeline(StandardScaler(), net)
+
+
+def _forest(seed: int, **settings: Any) -> Any:
+    usual = {"n_estimators": 100, "min_samples_leaf": 5, "max_features": 0.3}
+    return RandomForestRegressor(**{**usual, **settings}, random_state=seed)
+
+
+def _boosting(seed: int, **settings: Any) -> Any:
+    usual = {"n_estimators": 200, "learning_rate": 0.05, "max_depth": 3, "min_samples_leaf": 8}
+    return GradientBoostingRegressor(**{**usual, "subsample": 0.6, "max_features": 0.3, **settings}, random_state=seed)
+
+
+ESTIMATORS = {
+    "ridge": Sklearn(_ridge, {"alpha": np.logspace(0, 4, 13).tolist()}),
+    "elastic_net": Sklearn(_elastic_net, {"l1_ratio": [0.1, 0.3, 0.5, 0.7, 0.9, 0.95]}),
+    "random_forest": Sklearn(
+        _forest,
+        {"max_features": [0.1, 0.2, 0.3, 0.5], "min_samples_leaf": [3, 5, 10, 20], "max_depth": [4, 8, None]},
+        is_tree=True,
+    ),
+    "gradient_boosting": Sklearn(
+        _boosting,
+        {"learning_rate": [0.02, 0.05, 0.1], "n_estimators": [100, 200, 400], "max_depth": [1, 2, 3, 4],
+         "min_samples_leaf": [4, 8, 16], "max_features": [0.1, 0.3, 0.6]},
+        is_tree=True,
     ),
 }  # fmt: skip
 FEWEST_CASES = 60
@@ -34,10 +103,18 @@ LAGS = 6  # of the autoregression
 
 @dataclass(frozen=True)
 class Fitted:
-    """One estimator a horizon, fitted on the change that the target's transform names."""
+    """One fitted estimator a horizon, on the change that the target's transform names."""
 
     contract: Contract
+    kind: Estimator
     estimators: list[Any]
+    settings: Settings
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings in force; `alpha`, one a horizon, where the fit itself chose the penalty."""
+        alpha = [float(one[-1].alpha_) for one in self.estimators if hasattr(one, "steps")]
+        return {**({"alpha": alpha} if alpha else {}), **self.settings}
 
     def predict(self, inputs: Floats) -> Floats:
         """Inputs float64 [n, F] to forecasts float64 [n, H] in the target's unit."""
@@ -46,18 +123,38 @@ class Fitted:
         return features.undo(self.contract.target.transform, changes, inputs[:, :1])
 
 
+def missing(contract: Contract) -> str:
+    """Why the estimator of `train.estimator` cannot be had, and what to do; empty when it can."""
+    return "" if contract.train.estimator in ESTIMATORS else unusable(contract.train.estimator)
+
+
+def named(contract: Contract, settings: Settings) -> Estimator:
+    """The estimator of `train.estimator` with `settings`; what `missing` would tell is raised here as it comes."""
+    name = contract.train.estimator
+    if name in ESTIMATORS:
+        return replace(ESTIMATORS[name], settings=settings)
+    made: Estimator = own(name)(**settings)
+    return made
+
+
 def column_places(contract: Contract) -> list[int]:
     """Places among the inputs of the declared features, in their order: what an estimator sees."""
     names = features.inputs(contract)
     return [names.index(name) for name in features.feature_names(contract)]
 
 
-def fit(table: Cases, truth: Floats) -> Fitted:
+def space(contract: Contract) -> Mapping[str, Sequence[Any]]:
+    """Settings that a search may try, each with its values; one's own class may name none."""
+    return getattr(ESTIMATORS.get(contract.train.estimator) or named(contract, {}), "space", {})
+
+
+def fit(table: Cases, truth: Floats, settings: Settings | None = None) -> Fitted:
     """Fits each horizon on the cases whose inputs are complete and whose label, `truth` [n, H], is known.
 
     Raises ServiceError when fewer than `FEWEST_CASES` are.
     """
-    contract, places, estimators = table.contract, column_places(table.contract), []
+    contract, places, fitted = table.contract, column_places(table.contract), []
+    kind = named(contract, settings or {})
     for label in truth.T:
         change = features.change(contract.target.transform, label, table.anchor)
         usable = table.complete & ~np.isnan(change)
@@ -65,9 +162,8 @@ def fit(table: Cases, truth: Floats) -> Fitted:
             raise ServiceError(
                 f"only {usable.sum()} complete cases to fit on (at least {FEWEST_CASES}): load more history"
             )
-        estimator = ESTIMATORS[contract.train.estimator](contract.train.seed)
-        estimators.append(estimator.fit(table.inputs[usable][:, places], change[usable]))
-    return Fitted(contract, estimators)
+        fitted.append(kind.fit(table.inputs[usable][:, places], change[usable], contract.train.seed))
+    return Fitted(contract, kind, fitted, settings or {})
 
 
 def baselines(table: Cases, truth: Floats, block: Integers) -> dict[str, Floats]:

@@ -34,7 +34,7 @@ class Candidate:
     """A training before the gate has seen it.
 
     fitted: on everything known at the last case. graph: the same in ONNX. again: of a second fit to the same data.
-    importance, useless: see `importance`.
+    importance, useless: see `importance`. tried: by a search, see `search.Choice`.
     """
 
     tested: backtest.Backtest
@@ -43,6 +43,7 @@ class Candidate:
     again: bytes
     importance: dict[str, float]
     useless: tuple[str, ...]
+    tried: list[dict[str, Any]]
 
     @property
     def rows(self) -> Floats:

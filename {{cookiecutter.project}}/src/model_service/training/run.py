@@ -10,18 +10,19 @@ import numpy as np
 import psycopg
 from threadpoolctl import threadpool_limits
 
-from model_service import artifact, experiments, features, forecasting, live, ml_test_score, registry
+from model_service import artifact, experiments, features, forecasting, live, ml_test_score, registry, settings
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.features import Floats
-from model_service.mistakes import nearest
+from model_service.mistakes import nearest, where
 from model_service.registry import Registered
 from model_service.store import read
-from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, serialize
+from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, search, serialize
 from model_service.training.gate import FIRM, Rule
 from model_service.training.probes import Candidate, Say, Serve
 
 BUILD = "build"
+FEWEST_ORIGINS = 24  # of a backtest
 INPUTS = "inputs.npy"
 Connection = psycopg.Connection[Any]
 
@@ -101,13 +102,16 @@ def make(
     with threadpool_limits(1):
         version = read.data_version(connection, data_version)
         known = forecasting.known_inputs(contract, connection, known_at, version)
-        made = candidate(cases(contract, known.rows, known_at), say)
+        table = cases(contract, known.rows, known_at)
+        possible(table, root / settings.CONTRACT)
+        made = candidate(table, say)
 
         def serve(at: datetime) -> Floats:
             return forecasting.known_inputs(contract, connection, at, version).row
 
         rules = judged(made, serve, say)
         card = report.card(made.tested, rules, root, known_at, known.until, version)
+        card |= {"chosen": made.fitted.chosen, "search": made.tried}
     if overruling.rules:
         card["overruled"] = {"rules": list(overruling.rules), "reason": overruling.reason}
     return Made(made, rules, card)
@@ -131,14 +135,15 @@ def _overruled(rules: list[Rule], overruling: Overruling) -> list[Rule]:
 
 def candidate(table: Cases, say: Say) -> Candidate:
     """Backtest, and the model on everything known at the last case, fitted twice."""
-    _enough(table)
     say(f"{len(table.origin)} origins, {len(features.inputs(table.contract))} inputs, {table.contract.train.estimator}")
     tested = backtest.run(table, say)
     if not tested.scored.any():
         first = table.contract.train.first_origin
         raise ServiceError(f"no origin from train.first_origin {first} on can be scored yet")
-    fitted, graph = _fit(table)
-    return Candidate(tested, fitted, graph, _fit(table)[1], *probes.importance(tested))
+    choice = search.choose(table, table.labels(int(table.origin[-1])), say)
+    fitted, graph = _fit(table, choice.settings)
+    again = _fit(table, choice.settings)[1]
+    return Candidate(tested, fitted, graph, again, *probes.importance(tested), choice.tried)
 
 
 def judged(made: Candidate, serve: Serve, say: Say) -> list[Rule]:
@@ -152,21 +157,34 @@ def compared(made: Candidate, champion: Registered | None) -> list[Rule]:
     return [evaluate.against(made.tested, champion) if champion else first, *probes.against(made, champion)]
 
 
-def _enough(table: Cases) -> None:
-    first, place = table.contract.train.first_origin, table.first_backtest
-    usable, tested = int(table.complete[:place].sum()), len(table.origin) - place
-    if usable < estimators.FEWEST_CASES or tested < 24:
+def possible(table: Cases, declared: Path) -> None:
+    """Raises ServiceError or UsageError that names the line of service.toml which asks for more than the data allow."""
+    train, place = table.contract.train, table.first_backtest
+    months = [f"{features.moment(int(origin)):%Y-%m-%d}" for origin in table.origin]
+    ready, last = np.flatnonzero(table.complete), len(table.origin) - FEWEST_ORIGINS
+    enough = int(ready[estimators.FEWEST_CASES - 1]) + 1 if ready.size >= estimators.FEWEST_CASES else last + 1
+    if not enough <= place <= last:
+        mend = f"choose one from {months[enough]} to {months[last]}, or load more" if enough <= last else "load more"
         raise ServiceError(
-            f"too little data: {usable} complete cases before train.first_origin {first} (at least"
-            f" {estimators.FEWEST_CASES}) and {tested} origins from it on (at least 24); load more, or choose another"
+            f"{where(declared, 'train', 'first_origin')}: {train.first_origin} leaves"
+            f" {(ready < place).sum()} complete cases before it (at least {estimators.FEWEST_CASES}) and"
+            f" {len(table.origin) - place} origins from it on (at least {FEWEST_ORIGINS}): {mend}"
+        )
+    ahead = min(table.last[place] - table.last[enough - 1], table.last[-1] - table.last[place + FEWEST_ORIGINS - 1])
+    if max(table.contract.target.horizons) > ahead:
+        raise ServiceError(
+            f"{where(declared, 'target', 'horizons')}: {max(table.contract.target.horizons)} periods is longer than"
+            f" the data allow: at most {ahead}, so that {estimators.FEWEST_CASES} cases had come true at"
+            f" train.first_origin and {FEWEST_ORIGINS} from it on have by now; shorten it, load more, or choose another"
             " first_origin"
         )
+    if missing := estimators.missing(table.contract):
+        raise UsageError(f"{where(declared, 'train', 'estimator')}: {missing}")
     forecasting.complete(table.contract, table.inputs[-1], "now")
 
 
-def _fit(table: Cases) -> tuple[estimators.Fitted, bytes]:
-    fitted = estimators.fit(table, table.labels(int(table.origin[-1])))
-    serialize.round_thresholds(fitted)
+def _fit(table: Cases, settings: estimators.Settings) -> tuple[estimators.Fitted, bytes]:
+    fitted = estimators.fit(table, table.labels(int(table.origin[-1])), settings)
     return fitted, serialize.graph(fitted, table.inputs.shape[1])
 
 
