@@ -25,6 +25,7 @@ Snapshot = tuple[int, Floats]
 Rows = Mapping[str, list[tuple[int, int, float | None]]]
 EPOCH = date(1970, 1, 1)
 DAY = 86_400_000_000
+CELLS = 500_000  # origins times rows that are looked at in one go
 
 
 def microseconds(moment: datetime) -> int:
@@ -66,11 +67,11 @@ class History:
         """Microseconds since 1970 of the oldest vintage; the far future for an empty series."""
         return int(self.known.min()) if self.known.size else np.iinfo(np.int64).max
 
-    def known_rows(self, origin: int) -> Flags:
-        """Which rows were known at `origin`, superseded ones included."""
-        if origin >= self.first_vintage:
-            return np.asarray(self.known <= origin)
-        return np.asarray((self.known == self.first_vintage) & (self.released <= origin))
+    def known_rows(self, origin: int | Integers) -> Flags:
+        """Which rows [n] were known at `origin`, superseded ones included; of origins [m, 1]: [m, n]."""
+        first = self.first_vintage
+        masked = (self.known == first) & (self.released <= origin)
+        return np.where(origin >= np.int64(first), self.known <= origin, masked)
 
     def at(self, origin: int) -> Snapshot:
         """The series as known at `origin`: ordinal of its first period, and values up to the last known one.
@@ -102,10 +103,17 @@ class History:
         Of a series by day those before it count that there are: markets close, and a week has seven days.
         """
         found = np.full((many, len(origins)), np.nan)
-        for place, origin in enumerate(origins):
-            _, values = self.at(origin)
-            values = (values[~np.isnan(values)] if self.by_day else values)[: -many - 1 : -1]
-            found[: values.size, place] = values
+        some = max(1, CELLS // max(1, self.period.size))  # so that memory stays flat
+        for begin in range(0, len(origins), some):
+            known = self.known_rows(np.array(origins[begin : begin + some])[:, None])
+            known[:, :-1] &= ~known[:, 1:] | (self.period[1:] != self.period[:-1])  # the newest of each period
+            known &= ~np.isnan(self.value)
+            if self.by_day:
+                back = known[:, ::-1].cumsum(axis=1)[:, ::-1] - 1
+            else:
+                back = np.where(known, self.period, 0).max(axis=1, initial=0, keepdims=True) - self.period
+            place, row = np.nonzero(known & (back < many))
+            found[back[place, row], begin + place] = self.value[row]
         return found
 
 

@@ -13,7 +13,7 @@ from model_service.training.estimators import OPSET, Fitted, column_places
 
 PARITY = 1e-5
 ROWS = 100_000
-AT_ONCE = 2_000_000  # numbers in one block of rows, so that memory stays flat
+AT_ONCE = 500_000  # numbers in one block of rows, so that memory stays flat
 
 
 def graph(fitted: Fitted, width: int) -> bytes:
