@@ -19,10 +19,10 @@ from typing import Annotated, Any, BinaryIO, Literal, cast
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model_service import periods
-from model_service.contract import Section, Series
+from model_service.contract import Series
 from model_service.errors import UsageError
 from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SourceError
-from model_service.mistakes import nearest
+from model_service.mistakes import Section, nearest
 
 PARSER_VERSION = 1
 

@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from model_service import contract as contracts
 from model_service import features, forecasting, settings
-from model_service.contract import ESTIMATORS, Contract, Feature
+from model_service.contract import ESTIMATORS, Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.features import History
+from model_service.inputs import Feature
 from model_service.store import read
 from model_service.training import Cases, backtest, cases, estimators, run, search, serialize
 

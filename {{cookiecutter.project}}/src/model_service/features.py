@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from model_service import periods
-from model_service.contract import Contract, Feature, Series
+from model_service.contract import Contract, Series
 from model_service.errors import ServiceError
+from model_service.inputs import Feature
 from model_service.mistakes import own
 
 Floats = npt.NDArray[np.float64]

@@ -7,13 +7,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_service.errors import UsageError
 
 M = TypeVar("M", bound=BaseModel)
 Place = tuple[str | int, ...]
 OWN = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # how service.toml names what one wrote oneself: module:name
+
+
+class Section(BaseModel):
+    """One table of `service.toml`: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Misfits(ValueError):

@@ -12,8 +12,8 @@ import httpx
 from pydantic import AfterValidator, Field
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from model_service.contract import Section
 from model_service.loader import SourceError
+from model_service.mistakes import Section
 from model_service.store.pace import Pace
 
 PASSING = {429, 500, 502, 503, 504}  # what may be better in a while

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from model_service import artifact, features, periods
-from model_service.contract import Feature
 from model_service.features import Floats
 from model_service.freshness import GRACE_DAYS
+from model_service.inputs import Feature
 from model_service.registry import Registered
 from model_service.training import Cases, backtest, estimators, serialize
 from model_service.training.gate import NOTHING, Rule, at_most
