@@ -84,7 +84,9 @@ def trained(folder: Path) -> tuple[float, float]:
         subprocess.run([sys.executable, "-m", "model_service", verb], env=environment, check=True, capture_output=True)
     log = (folder / "train.log").open("w")
     begun, peak = time.monotonic(), 0.0
-    process = subprocess.Popen([sys.executable, "-m", "model_service", "train"], env=environment, stdout=log, stderr=log)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "model_service", "train"], env=environment, stdout=log, stderr=log
+    )
     while process.poll() is None:
         peak = max(peak, _megabytes(process.pid))
         time.sleep(0.05)
@@ -129,7 +131,9 @@ def main() -> None:
             rows.append(row(f"{MANY:,} series x {MONTHS} months by {estimator}: peak memory", many, "MB",
                             f"the same with {FEW} series; the goal is {LIMIT_MB} MB and 3 times that", few,
                             goal=min(LIMIT_MB, round(3 * few)), least=False))  # fmt: skip
-            rows.append(row(f"{MANY:,} series x {MONTHS} months by {estimator}: time", slow, "s", f"{FEW} series", fast))
+            rows.append(
+                row(f"{MANY:,} series x {MONTHS} months by {estimator}: time", slow, "s", f"{FEW} series", fast)
+            )
     report(OUT, rows)
 
 

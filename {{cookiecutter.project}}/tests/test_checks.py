@@ -101,6 +101,7 @@ CELLS = {
 }
 
 
+@pytest.mark.ml_test("data-1", sabotage=True)
 @pytest.mark.parametrize("rule", CELLS)
 def test_a_cell_that_breaks_its_rule_is_quarantined_and_the_others_load(small: Small, rule: str) -> None:
     declared, bad, says = CELLS[rule]
@@ -137,6 +138,7 @@ LOADS = {
 }
 
 
+@pytest.mark.ml_test("monitor-2", sabotage=True)
 @pytest.mark.parametrize("rule", LOADS)
 @pytest.mark.parametrize("action", ["mark", "warn", "block"])
 def test_a_load_that_fails_a_check_is_marked_said_or_blocked(small: Small, rule: str, action: str) -> None:
@@ -181,6 +183,7 @@ def test_a_blocked_load_leaves_no_rows_and_loads_when_it_is_mended(small: Small)
     assert "ok    loads: none was blocked or marked" in small.run("doctor")[1]
 
 
+@pytest.mark.ml_test("monitor-2")
 def test_what_was_blocked_loads_when_the_rule_is_mended(small: Small) -> None:
     small.declare(a='jump = { limit = 10, action = "block" }')
     small.file(JUNE, a=put(STEADY, 20, 160))

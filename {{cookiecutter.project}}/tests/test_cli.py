@@ -233,6 +233,7 @@ def test_an_unmigrated_database_says_to_migrate(run: Run, server: str, monkeypat
     assert "migrate" in messages
 
 
+@pytest.mark.ml_test("infra-5")
 def test_from_load_to_trace_and_back_to_the_bytes(run: Run, project: Path, url: str) -> None:
     assert run("load")[0] == 0
     assert run("train", "--as-of", "2016-07-01")[0] == 0
@@ -259,6 +260,7 @@ def test_from_load_to_trace_and_back_to_the_bytes(run: Run, project: Path, url: 
     assert "NOT IN THIS REGISTRY" in output
 
 
+@pytest.mark.ml_test("infra-5", sabotage=True)
 def test_trace_of_kept_bytes_that_changed_is_incomplete(run: Run, project: Path, url: str) -> None:
     assert run("load")[0] == 0
     assert run("train")[0] == 0

@@ -60,6 +60,7 @@ def inputs_of(contract: Contract, *features_: dict[str, Any], **series: list[flo
     return features.rows(declared, held, [1])[0, 1:].tolist()
 
 
+@pytest.mark.ml_test("data-4")
 def test_a_feature_is_worked_out_from_the_last_value_known(contract: Contract) -> None:
     values = [1.0, 2.0, 4.0, 8.0, 16.0]
 
@@ -85,12 +86,14 @@ def spread(first: Any, second: Any) -> float:
     return float(first[-1] - second.mean())
 
 
+@pytest.mark.ml_test("data-6")
 def test_a_function_of_ones_own_gets_the_last_values_oldest_first(contract: Contract) -> None:
     own = {"own": "test_features:spread", "series": ["PAYEMS", "HOUST"], "window": 2}
     assert inputs_of(contract, own, PAYEMS=[1.0, 2.0, 5.0], HOUST=[3.0, 1.0, 2.0]) == [3.5]
     assert np.isnan(inputs_of(contract, own, PAYEMS=[1.0, 2.0, 5.0], HOUST=[2.0])).all()
 
 
+@pytest.mark.ml_test("data-6", sabotage=True)
 def test_a_function_of_ones_own_that_fails_is_named(contract: Contract) -> None:
     with pytest.raises(ServiceError, match=r"feature PAYEMS\.unable3: test_features:unable failed: ZeroDivisionError"):
         inputs_of(contract, {"own": "test_features:unable", "series": "PAYEMS", "window": 3}, PAYEMS=[1.0])
@@ -195,6 +198,7 @@ def test_labels_known_at_an_origin_end_where_the_target_does(table: Cases) -> No
     assert not np.isnan(known[place - 6]).any()
 
 
+@pytest.mark.ml_test("data-7")
 def test_no_forecast_sees_the_future(table: Cases) -> None:
     assert backtest.leaked(table, [200, len(table.origin) - 1]) == []
 
@@ -207,6 +211,7 @@ def later_vintages_too(history: History, origin: int) -> Any:
     return history.released <= origin
 
 
+@pytest.mark.ml_test("data-7", sabotage=True)
 @pytest.mark.parametrize(("leak", "found"), [(a_month_early, [200, -3]), (later_vintages_too, [-3])])
 def test_a_planted_leak_is_found(table: Cases, monkeypatch: pytest.MonkeyPatch, leak: Any, found: list[int]) -> None:
     monkeypatch.setattr(History, "known_rows", leak)
@@ -257,6 +262,7 @@ MISFITS = {
 }  # fmt: skip
 
 
+@pytest.mark.ml_test("data-4", sabotage=True)
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_a_feature_that_cannot_be_is_named_with_line_and_mend(project: Path, misfit: str) -> None:
     declared, line, says = MISFITS[misfit]
@@ -344,12 +350,14 @@ def test_an_estimator_without_a_graph_is_refused_with_what_to_do(table: Cases) -
         serialize.graph(model, table.inputs.shape[1])
 
 
+@pytest.mark.ml_test("infra-2")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_graph_answers_as_the_fitted_model_does(table: Cases, estimator: str) -> None:
     model = fitted(table, estimator)
     assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) <= serialize.PARITY
 
 
+@pytest.mark.ml_test("infra-2", sabotage=True)
 @pytest.mark.parametrize("estimator", ["random_forest", "gradient_boosting"])
 def test_one_threshold_that_is_off_by_the_smallest_step_is_found(table: Cases, estimator: str) -> None:
     model = fitted(table, estimator)

@@ -72,6 +72,7 @@ def fields(response: httpx.Response) -> list[str]:
     return [wrong["field"] for wrong in problem(response, 422)["errors"]]
 
 
+@pytest.mark.ml_test("infra-6")
 def test_probes_answer_with_our_documents(service: Running) -> None:
     assert service.client.get("/livez").json() == {"status": "alive"}
     ready = service.client.get("/readyz").json()
@@ -338,6 +339,7 @@ def test_a_model_corrupt_from_the_start_leaves_a_process_that_says_so(tmp_path: 
         problem(httpx.post(f"{server.url}/v1/predict", json={"instances": [made.instance]}), 503)
 
 
+@pytest.mark.ml_test("infra-6", sabotage=True)
 def test_golden_examples_that_do_not_come_out_are_not_ready(tmp_path: Path) -> None:
     made = make_project(tmp_path)
     folder = made.root / "build" / "model"

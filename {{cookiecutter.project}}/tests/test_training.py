@@ -15,6 +15,7 @@ from model_service.store import read
 from model_service.training import run
 
 
+@pytest.mark.ml_test("data-1")
 def test_the_sample_loads_to_the_counts_worked_out_by_hand(loaded: psycopg.Connection[Any]) -> None:
     found = loaded.execute(
         "SELECT fetched, new, changed, same, deleted, quarantined FROM load ORDER BY load_id"
@@ -63,6 +64,7 @@ def test_golden_examples_are_replayed_and_a_changed_file_is_refused(trained: Pat
         artifact.load(tmp_path)
 
 
+@pytest.mark.ml_test("infra-3")
 def test_an_answer_names_both_clocks_and_says_what_is_hindsight(
     trained: Path, loaded: psycopg.Connection[Any], contract: Contract
 ) -> None:
@@ -81,6 +83,7 @@ def test_an_answer_names_both_clocks_and_says_what_is_hindsight(
         assert wide["lower"] <= narrow["lower"] < one["value"] < narrow["upper"] <= wide["upper"]
 
 
+@pytest.mark.ml_test("infra-3", sabotage=True)
 def test_a_model_is_not_asked_for_what_it_was_not_trained_on(
     trained: Path, loaded: psycopg.Connection[Any], contract: Contract
 ) -> None:

@@ -208,6 +208,7 @@ def _around(
         "loads": report.loads(connection, made.card["loads"]),
         "runs": experiments.compared(experiments.runs(connection)),
         "importance": made.candidate.importance,
+        "search": made.candidate.tried,
         "champion": evaluate.comparison(made.candidate.tested, champion) if champion else {},
         "live": live.errors(contract, connection),
         "score": ml_test_score.score(root, connection),
