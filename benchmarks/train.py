@@ -5,7 +5,6 @@ product's own commands. Memory is the largest sum over the command and its worke
 that refuses does so after all the work. Writes build/bench/train.json; --quick: 100 series against 20.
 """
 
-import json
 import os
 import shutil
 import subprocess
