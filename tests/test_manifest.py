@@ -52,3 +52,13 @@ def test_lists_are_sorted() -> None:
 
 def test_licences_are_those_of_the_prompt() -> None:
     assert {path.stem for path in (ROOT / "templates/licence").iterdir()} == set(PROMPTS["licence"])
+
+
+def test_every_source_comes_with_the_same_model() -> None:
+    """Target and features of the fragments, word for word; what is loaded differs."""
+    fragments = (ROOT / "loaders").glob("*/service.toml")
+    models = {
+        path.parent.name: path.read_text("utf-8").partition("# ---- What is forecast. ----")[2] for path in fragments
+    }
+    assert all(models.values())
+    assert len(set(models.values())) == 1, sorted(models)
