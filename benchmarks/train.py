@@ -81,14 +81,13 @@ def trained(folder: Path) -> tuple[float, float]:
     environment.pop("DATABASE_URL", None)
     for verb in ("migrate", "load"):
         subprocess.run([sys.executable, "-m", "model_service", verb], env=environment, check=True, capture_output=True)
-    log = (folder / "train.log").open("w")
     begun, peak = time.monotonic(), 0.0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "model_service", "train"], env=environment, stdout=log, stderr=log
-    )
-    while process.poll() is None:
-        peak = max(peak, _megabytes(process.pid))
-        time.sleep(0.05)
+    with (folder / "train.log").open("w") as log:
+        command = [sys.executable, "-m", "model_service", "train"]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        while process.poll() is None:
+            peak = max(peak, _megabytes(process.pid))
+            time.sleep(0.05)
     if process.returncode not in {0, 3}:
         sys.exit((folder / "train.log").read_text())
     return time.monotonic() - begun, peak
@@ -127,12 +126,11 @@ def main() -> None:
             seconds, _ = case(f"sample {estimator}", sample, estimator)
             rows.append(row(f"the sample by {estimator}", seconds, "s", goal=20, least=False))
             (fast, few), (slow, many) = (case(f"{n} {estimator}", made_up, n, estimator) for n in (FEW, MANY))
-            rows.append(row(f"{MANY:,} series x {MONTHS} months by {estimator}: peak memory", many, "MB",
+            what = f"{MANY:,} series x {MONTHS} months by {estimator}"
+            rows.append(row(f"{what}: peak memory", many, "MB",
                             f"the same with {FEW} series; the goal is {LIMIT_MB} MB and 3 times that", few,
                             goal=min(LIMIT_MB, round(3 * few)), least=False))  # fmt: skip
-            rows.append(
-                row(f"{MANY:,} series x {MONTHS} months by {estimator}: time", slow, "s", f"{FEW} series", fast)
-            )
+            rows.append(row(f"{what}: time", slow, "s", f"{FEW} series", fast))
     report(OUT, rows)
 
 

@@ -238,7 +238,7 @@ def test_licence_by_answer(bake: Callable[..., BakedProject], licence: str, word
 
 
 def test_interactive_answers_are_taken_as_they_are_typed(tmp_path: Path) -> None:
-    typed = "my-service\n{{ 6 * 7 }}\n1\n2\n1\n\n3\n4\n"
+    typed = "my-service\n{{ 6 * 7 }}\n1\n4\n1\n\n3\n4\n"
     env = environment(tmp_path / "home")
     run("cookiecutter", "--default-config", ROOT, cwd=tmp_path, env=env, input=typed)
     record = BakedProject(tmp_path / "my-service", env).record()["answers"]
