@@ -473,7 +473,8 @@ def test_with_sign_off_a_promotion_needs_a_name(
     desk: Callable[..., tuple[int, str]], project: Path, loader: Connection
 ) -> None:
     text = (project / "service.toml").read_text()
-    (project / "service.toml").write_text(text.replace("[gate]", "[gate]\nsign_off = true", 1))
+    assert "\nsign_off = false" in text
+    (project / "service.toml").write_text(text.replace("\nsign_off = false", "\nsign_off = true"))
     code, said = desk("promote", "2")
     assert code == 2
     assert "`promote 2 --sign-off NAME`" in said

@@ -16,6 +16,7 @@ from model_service.freshness import GRACE_DAYS
 from model_service.inputs import Feature
 from model_service.registry import Registered
 from model_service.training import Cases, backtest, estimators, serialize
+from model_service.training.estimators import Settings
 from model_service.training.gate import NOTHING, Rule, at_most
 
 Say = Callable[[str], None]
@@ -123,7 +124,7 @@ def _in_range(table: Cases) -> Rule:
     return at_most("in_range", max(0.0, float(beyond[worst])), table.contract.gate.max_beyond_range, says)
 
 
-def importance(tested: backtest.Backtest) -> tuple[dict[str, float], tuple[str, ...]]:
+def importance(tested: backtest.Backtest, settings: Settings) -> tuple[dict[str, float], tuple[str, ...]]:
     """Input to the loss with that input shuffled among the cases, relative to the loss as it is; horizons averaged.
 
     And the inputs that were not shown to matter: one-sided test of the mean increase at `gate.level`. Out of sample:
@@ -135,7 +136,7 @@ def importance(tested: backtest.Backtest) -> tuple[dict[str, float], tuple[str, 
         return {}, ()
     known = table.labels(int(table.origin[middle]))
     known[middle:] = np.nan
-    fitted = estimators.fit(table, known)
+    fitted = estimators.fit(table, known, settings)
     rows, truth = table.inputs[tested.places][later], tested.truth[later]
     rng = np.random.default_rng(table.contract.train.seed)
     order = np.concatenate([rng.permutation(len(rows)) for _ in range(SHUFFLES)])

@@ -143,7 +143,7 @@ def candidate(table: Cases, say: Say) -> Candidate:
     choice = search.choose(table, table.labels(int(table.origin[-1])), say)
     fitted, graph = _fit(table, choice.settings)
     again = _fit(table, choice.settings)[1]
-    return Candidate(tested, fitted, graph, again, *probes.importance(tested), choice.tried)
+    return Candidate(tested, fitted, graph, again, *probes.importance(tested, choice.settings), choice.tried)
 
 
 def judged(made: Candidate, serve: Serve, say: Say) -> list[Rule]:
