@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from model_service import contract as contracts
 from model_service import ml_test_score
+from model_service.cli import main
 from model_service.contract import Contract
 from model_service.loader import run as loading
 from model_service.store.connection import connect
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Whose data the tests load: this project's, or the csv sample where the project's own come from a provider.
 SAMPLE = next(folder for folder in (ROOT / "tests/sample", ROOT) if (folder / "service.toml").is_file())
 Connection = psycopg.Connection
+Run = Callable[..., tuple[int, str, str]]
 OUTCOMES: dict[str, tuple[str, bool, bool]] = {}
 
 
@@ -141,3 +143,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
     monkeypatch.delenv("DATABASE_URL", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a verb; gives exit code, output and messages."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main(list(words))
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return code, *capsys.readouterr()
+
+    return call

@@ -10,9 +10,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from conftest import Run
 from desk import Desk, Values, day
 
-from model_service.cli import _parser, main
+from model_service.cli import _parser
 from model_service.errors import ServiceError
 from model_service.store import ledger, quarantine
 from model_service.store.connection import connect
@@ -25,22 +26,6 @@ sql = "SELECT * FROM latest WHERE value > 100"
 action = "block"
 """
 WHOLE = {(series, month): 10 * series + month for series in range(2) for month in range(3)}
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a verb; gives exit code, output and messages."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main(list(words))
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +14,10 @@ import numpy as np
 import psycopg
 import pytest
 import serving
+from conftest import Run
 
 from model_service import artifact, batch, doctor, features, forecasting, live, registry, retrain
 from model_service import contract as contracts
-from model_service.cli import main
 from model_service.contract import Contract
 from model_service.loader import run as loading
 from model_service.store import read
@@ -56,7 +56,6 @@ transform = "difference"
 first_origin = "2000-01-01"
 """
 PAST = {f"2015-{month:02}": 5 + month % 2 / 10 for month in range(1, 13)}
-Run = Callable[..., tuple[int, str, str]]
 
 
 def at(text: str) -> datetime:
@@ -132,21 +131,6 @@ def office(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Office:
     made.publish("2016-01-20", PAST)
     made.promote()
     return made
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a verb; gives exit code, output and messages."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main(list(words))
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def spread(centre: float, width: float) -> str:
