@@ -2,9 +2,14 @@
 ARG PYTHON_IMAGE
 
 FROM ${PYTHON_IMAGE} AS venv
-COPY requirements/loader.txt /requirements.txt
+COPY requirements /requirements
+WORKDIR /requirements
+# loader.txt, and what single sources need beside it: they name it in *.in.
 RUN python3 -m venv --without-pip /venv \
- && python3 -m pip --python /venv/bin/python install --quiet --no-cache-dir --no-deps --require-hashes -r /requirements.txt \
+ && set -- loader.txt && for wanted in *.in; do [ ! -e "$wanted" ] || set -- "$@" "${wanted%.in}.txt"; done \
+ && for lock in "$@"; do \
+      python3 -m pip --python /venv/bin/python install --quiet --no-cache-dir --no-deps --require-hashes -r "$lock" || exit 1; \
+    done \
  && chmod -R a+rX,go-w /venv
 
 FROM ${PYTHON_IMAGE} AS app

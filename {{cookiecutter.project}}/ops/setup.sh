@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv and syncs it with requirements/dev.txt. uv does the work: $UV, the one on PATH, or one put into .venv by pip, by its hash.
-# `setup.sh lock` then writes requirements/*.txt anew from pyproject.toml's groups: dev first, the others inside its versions.
+# Makes .venv and syncs it with requirements/dev.txt, and with what single sources need: requirements/SOURCE.txt, locked from SOURCE.in.
+# uv does the work: $UV, the one on PATH, or one put into .venv by pip, by its hash.
+# `setup.sh lock` then writes requirements/*.txt anew from pyproject.toml's groups and from *.in: dev first, the others inside its versions.
 # PYTHON names the interpreter (default: the first of python3, python3.13, python3.12, python3.11 that is new enough).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,7 +29,15 @@ else
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.txt
   fi
 fi
-"$uv" pip sync --quiet --python .venv/bin/python --require-hashes "$lock"
+locks=("$lock")
+for wanted in requirements/*.in; do
+  if [ -e "${wanted%.in}.txt" ]; then
+    locks+=("${wanted%.in}.txt")
+  elif [ -e "$wanted" ] && [ "${1:-}" != lock ]; then
+    fail "$wanted has no lock: run \`make lock\`, then again"
+  fi
+done
+"$uv" pip sync --quiet --python .venv/bin/python --require-hashes "${locks[@]}"
 touch .venv/synced
 
 [ "${1:-}" = lock ] || exit 0
@@ -37,4 +46,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 compile --group dev -o "$work/dev.txt"
 for group in loader train serve; do compile --group "$group" -c "$work/dev.txt" -o "$work/$group.txt"; done
+# Of a source's packages those that every loader has are not named again: one image installs both locks.
+had=()
+while read -r name; do had+=(--no-emit-package "$name"); done < <(sed -n 's/^\([a-z0-9._-]*\)==.*/\1/p' "$work/loader.txt")
+for wanted in requirements/*.in; do
+  [ ! -e "$wanted" ] || compile "$wanted" "${had[@]}" -c "$work/dev.txt" -o "$work/$(basename "$wanted" .in).txt"
+done
 cp "$work"/*.txt requirements/

@@ -44,13 +44,15 @@ class Ask:
     """What a source is asked for, and what it may lean on.
 
     root: folder of service.toml. series: those that are mapped. newest: the last moment (UTC) up to which a series is
-    held, None where nothing is; what was fetched counts once it is committed. pace: the providers' budgets.
+    held, None where nothing is; what was fetched counts once it is committed. positions: up to where each part of the
+    source was read, as the payloads' `moves` say, likewise. pace: the providers' budgets.
     """
 
     root: Path
     window: Window = ALWAYS
     series: Mapping[str, Series] = field(default_factory=dict)
     newest: Callable[[str], datetime | None] = lambda series: None
+    positions: Callable[[], Mapping[str, str]] = dict
     pace: Pace = Pace()
 
 
@@ -63,6 +65,8 @@ class Payload:
     lacks has vanished.
     `until` (UTC): up to then nothing else became known of them; None: as long as its cells say.
     `mark`: how it looks from outside (size and time, ETag); what looks as it did last time is not read again.
+    `moves`: part of the source to where it stood (None: nowhere yet) and where it stands once this is committed; a load
+    is refused when another copy moved it meanwhile.
     """
 
     name: str
@@ -73,6 +77,7 @@ class Payload:
     complete: bool = False
     until: datetime | None = None
     mark: str = ""
+    moves: Mapping[str, tuple[str | None, str]] = field(default_factory=dict)
 
 
 class Cell(NamedTuple):

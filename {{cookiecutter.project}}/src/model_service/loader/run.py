@@ -121,7 +121,10 @@ class Run:
         def newest(series: str) -> datetime | None:
             return ledger.newest(self.connection, self.dataset, [series], None)
 
-        return Ask(root, window, self.series, newest, Pace(self.connection))
+        def positions() -> dict[str, str]:
+            return ledger.positions(self.connection, self.dataset)
+
+        return Ask(root, window, self.series, newest, positions, Pace(self.connection))
 
     @contextmanager
     def attempt(self) -> Iterator[dict[str, str]]:
@@ -156,7 +159,7 @@ class Run:
             started_at=started, observed_at=started, scope=list(payload.series or self.series),
             complete=payload.complete,
         )  # fmt: skip
-        found = self._commit(entry, self.source.parse(payload, self.options, self.series), until=payload.until)
+        found = self._commit(entry, self.source.parse(payload, self.options, self.series), payload=payload)
         if found["outcome"] == "loaded":
             self._remember(payload)
         return result | {"sha256": sha256} | found
@@ -188,7 +191,7 @@ class Run:
         entry: ledger.Entry,
         records: Iterator[Cell | Reject],
         taken: Collection[int] = (),
-        until: datetime | None = None,
+        payload: Payload | None = None,
     ) -> Result:
         """One transaction: all of the load; or, when a check blocks it, its ledger row and the checks alone."""
         with self.connection.transaction(force_rollback=self.dry):
@@ -202,7 +205,7 @@ class Run:
             marked = any(one.action == "mark" and not one.ok for one in results)
             status = "blocked" if blocked else "marked" if marked else "committed"
             known = [instant(one) for one in landing.moments] + [entry.moment] * entry.complete
-            known += [until] if until else []
+            known += [payload.until] if payload and payload.until else []
             ended = replace(entry, known_first=min(known, default=None), known_last=max(known, default=None))
             ledger.write(self.connection, load_id, ended, counts, status)
             ledger.write_checks(self.connection, load_id, results)
@@ -212,6 +215,7 @@ class Run:
                 if taken:
                     quarantine.settle(self.connection, taken, "replay", load_id, str(entry.reason))
                 ledger.advance(self.connection, self.dataset, entry.request["file"], load_id, self.head)
+                ledger.move(self.connection, self.dataset, payload.moves if payload else {}, load_id)
                 ledger.name_data_version(self.connection)
         if not blocked and not self.dry:
             self.head = load_id
