@@ -20,7 +20,7 @@ import psycopg
 from model_service import settings
 from model_service.contract import Contract
 from model_service.periods import microseconds
-from model_service.store import ledger, migrate, observations
+from model_service.store import ledger, migrate, observations, wire
 from model_service.store.connection import connect
 from model_service.store.observations import CELLS, Cells
 
@@ -164,7 +164,7 @@ def copy(connection: psycopg.Connection[Any], found: Iterator[Cells], load_id: i
     count = 0
     target = f"COPY observation ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
     with connection.transaction(), connection.cursor().copy(target) as stream:
-        stream.write(observations.HEADER)
+        stream.write(wire.HEADER)
         for batch in found:
             rows = np.empty(len(batch), ROW)
             rows["fields"] = len(COLUMNS)
@@ -172,7 +172,7 @@ def copy(connection: psycopg.Connection[Any], found: Iterator[Cells], load_id: i
                 rows[f"{name} size"] = ROW[name].itemsize
                 rows[name] = load_id if name == "load_id" else batch[name]
             for name in ("valid_time", "known_from"):
-                rows[name] -= observations.EPOCH_2000
+                rows[name] -= wire.EPOCH_2000
             stream.write(rows.tobytes())
             count += len(batch)
         stream.write(b"\xff\xff")

@@ -18,7 +18,7 @@ from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.loader import run
 from model_service.store import connection as entrance
-from model_service.store import judge, ledger, observations, raw, read
+from model_service.store import judge, ledger, observations, raw, read, wire
 from model_service.store.connection import DatabaseAway, connect
 from model_service.store.migrate import migrate
 
@@ -280,19 +280,21 @@ def test_a_figure_that_does_not_add_up_cannot_be_committed(store: Store, monkeyp
     assert store.count("SELECT count(*) FROM observation") == 0
 
 
-def test_a_row_lost_on_the_way_into_an_empty_store_stops_the_load(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = observations._copy
-    monkeypatch.setattr(
-        observations, "_copy", lambda connection, table, cells, *more: honest(connection, table, cells[1:], *more)
-    )
-    with pytest.raises(psycopg.errors.CheckViolation):
+@pytest.mark.parametrize("held", [0, 1], ids=["into an empty store", "onto what is held"])
+def test_a_row_lost_on_its_way_stops_the_load(store: Store, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if held:
         store.load(0, {A: 5.0, B: 5.1})
-    assert store.count("SELECT count(*) FROM load") == 0
+    honest = wire.copy_in
+    monkeypatch.setattr(wire, "copy_in", lambda connection, table, rows: honest(connection, table, rows[1:]))
+    with pytest.raises(psycopg.errors.CheckViolation):
+        store.load(30, {A: 6.0, B: 6.1})
+    assert store.count("SELECT count(*) FROM load") == held
 
 
-def test_a_row_lost_between_stage_and_verdict_stops_the_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_lost_between_stage_and_verdict_stops_the_load(
+    make: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(complete=True)
     store.load(0, {A: 5.0, B: 5.1})
     lossy = judge.LAND_ONE.replace("FROM stage s", "FROM (SELECT * FROM stage WHERE line > 2) s")
     assert lossy != judge.LAND_ONE
@@ -306,8 +308,9 @@ def test_a_row_lost_between_stage_and_verdict_stops_the_load(store: Store, monke
     "loss", [("%(load)s", "%(load)s + 1000"), ("outcome <> 'same'", "outcome <> 'same' AND false")]
 )
 def test_a_row_that_is_not_there_is_missed_by_the_recount(
-    store: Store, loss: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Store], loss: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = make(complete=True)
     store.load(0, {A: 5.0})
     monkeypatch.setattr(judge, "LAND_ONE", judge.LAND_ONE.replace(*loss))
     with pytest.raises(ServiceError, match="nothing was committed"):
@@ -318,6 +321,18 @@ PHASES = [
     (observations.Landing, "stage"), (observations.Landing, "land"), (observations.Landing, "late"),
     (ledger, "write"), (ledger, "advance"), (ledger, "name_data_version"),
 ]  # fmt: skip
+
+
+def test_a_row_that_goes_astray_is_missed_by_the_recount(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.load(0, {A: 5.0, B: 5.1})
+    honest = wire.copy_in
+
+    def astray(connection: Any, table: str, rows: Any) -> int:
+        return honest(connection, table, rows) if table == "stage" else len(rows)
+
+    monkeypatch.setattr(wire, "copy_in", astray)
+    with pytest.raises(ServiceError, match="nothing was committed"):
+        store.load(30, {A: 6.0, B: 5.1})
 
 
 @pytest.mark.parametrize(("place", "phase"), PHASES, ids=[phase for _, phase in PHASES])

@@ -1,8 +1,22 @@
-"""The statements by which staged cells are judged against what was known, and stored; see `observations`.
+"""How cells are judged against what was known; the statements that judge and store those staged: see `observations`.
 
 stage: this load's cells. verdict: those that something was known of, and what follows. stated: what other loads said of
 the same cells at that moment or later, by rank (the order of the loads that said it first).
 """
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+
+from model_service.periods import instant
+from model_service.store import wire
+
+Cells = npt.NDArray[np.void]
+Flags = npt.NDArray[np.bool_]
+
+KEPT = np.dtype([("series_id", "i4"), ("valid_time", "i8"), ("value", "f8"), ("state", "i2")])
 
 TABLES = """
 CREATE TEMP TABLE stage (line bigint, series_id integer, valid_time timestamptz, known_from timestamptz,
@@ -44,6 +58,14 @@ CROSS JOIN LATERAL (
     SELECT valid_time FROM observation o WHERE o.series_id = scope.series_id ORDER BY valid_time LIMIT 1) a
 CROSS JOIN LATERAL (
     SELECT valid_time FROM observation o WHERE o.series_id = scope.series_id ORDER BY valid_time DESC LIMIT 1) b
+"""
+# What is in force now, for a vintage that is later than all that is held.
+IN_FORCE = """
+SELECT series_id, valid_time, coalesce(value, 'NaN'), state FROM (
+    SELECT DISTINCT ON (series_id, valid_time) series_id, valid_time, value, state FROM observation
+    WHERE series_id = ANY(%s) AND valid_time BETWEEN %s AND %s
+    ORDER BY series_id, valid_time, known_from DESC, load_id DESC) newest
+ORDER BY series_id, valid_time
 """
 # Where nothing was ever said of the series, and each cell is stated once.
 FIRST = """
@@ -210,3 +232,25 @@ LEFT JOIN LATERAL (
     AND p.known_from < %(known)s ORDER BY p.known_from DESC, p.load_id DESC LIMIT 1) b ON true
 WHERE c.since < %(known)s AND (w.state <> coalesce(b.state, 2) OR w.state = 0 AND w.value <> b.value)
 """
+
+
+def is_block(cells: Cells) -> bool:
+    """Whether they are about nearly all periods of their series in a span: all that is held there is then of use."""
+    return bool(len(cells)) and np.unique(cells["series_id"]).size * np.unique(cells["valid_time"]).size <= 2 * len(
+        cells
+    )
+
+
+def in_force(connection: psycopg.Connection[Any], cells: Cells) -> tuple[Flags, Flags]:
+    """Of values that are later than all that is held: which are new [n], and which are in force already [n]."""
+    ends = instant(int(cells["valid_time"].min())), instant(int(cells["valid_time"].max()))
+    held = wire.copy_out(connection, IN_FORCE, [np.unique(cells["series_id"]).tolist(), *ends], KEPT)
+    held = held[held["state"] != 2]
+    times, rank = np.unique(np.concatenate([held["valid_time"], cells["valid_time"]]), return_inverse=True)
+    series = np.concatenate([held["series_id"], cells["series_id"]]).astype("i8")
+    there, asked = np.split(series * times.size + rank, [len(held)])  # both in one order: of series, then of time
+    place = np.searchsorted(there, asked)
+    known = np.append(there, -1)[place] == asked
+    same = known.copy()
+    same[known] = (held["state"] == 0)[place[known]] & (held["value"][place[known]] == cells["value"][known])
+    return ~known, same

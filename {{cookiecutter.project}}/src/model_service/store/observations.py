@@ -19,6 +19,7 @@ from model_service.contract import Series
 from model_service.errors import ServiceError
 from model_service.periods import instant, microseconds
 from model_service.store import judge as sql
+from model_service.store import wire
 
 Connection = psycopg.Connection[Any]
 Cells = npt.NDArray[np.void]  # of dtype CELLS
@@ -28,13 +29,7 @@ Batches = Iterable[Cells]
 CELLS = np.dtype([("line", "i8"), ("series_id", "i4"), ("valid_time", "i8"), ("known_from", "i8"), ("value", "f8"),
                   ("state", "i2")])  # fmt: skip
 OUTCOMES = ("new", "changed", "same", "deleted", "conflict", "vanished")
-EPOCH_2000 = 946_684_800_000_000  # PostgreSQL's binary timestamps count from 2000
-HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-NAMES = CELLS.names or ()
 NOTHING = (2**62, -(2**62))  # an empty range of time
-WIRE = np.dtype([("fields", ">i2"), *(
-    part for name in NAMES for part in ((f"{name} size", ">i4"), (name, CELLS[name].newbyteorder(">")))
-)])  # fmt: skip
 
 
 def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series]) -> dict[str, int]:
@@ -119,7 +114,7 @@ class Landing:
             ahead = (series[1:] > series[:-1]) | (series[1:] == series[:-1]) & (valid_time[1:] > valid_time[:-1])
             self._sorted &= bool(ahead.all()) and end < (int(series[0]), int(valid_time[0]))
             end = (int(series[-1]), int(valid_time[-1]))
-            _copy(self.connection, "stage", cells)
+            wire.copy_in(self.connection, "stage", cells)
         if self._held and self.vintage and self.moments - {microseconds(self.vintage)}:
             raise ServiceError(f"a payload of {self.vintage} has cells of other moments; nothing was committed")
         if len(self.moments) > 50:
@@ -140,7 +135,7 @@ class Landing:
         elif not self.before and self.newest is None and once:
             order = "" if self._sorted else " ORDER BY series_id, valid_time"
             self.landed["new"] += self.connection.execute(sql.FIRST + order, [self.load_id]).rowcount
-            self.landed["same"] = self._count("SELECT count(*) FROM stage WHERE state = %s", 2)
+            self.landed["same"] += self._count("SELECT count(*) FROM stage WHERE state = %s", 2)
         elif not self.before and (self.newest is None or moments[0] > self.newest):
             asked = about | {"known": moments[0], "load": self.load_id}
             self.connection.execute(sql.MERGE.format("off"))
@@ -173,11 +168,22 @@ class Landing:
         return (microseconds(held[0]), microseconds(held[1])) if held and held[0] else NOTHING
 
     def _stored(self, cells: Cells, first: int, last: int) -> Cells:
-        """Stores the values of periods before and after all that is held: they are new. Returns the other cells."""
-        new = ((cells["valid_time"] < first) | (cells["valid_time"] > last)) & (cells["state"] == 0)
-        if new.any():
-            self.landed["new"] += _copy(self.connection, sql.DIRECT, cells[new], self.load_id)
-        rest: Cells = cells[~new]
+        """Stores what can be judged as it comes: values of periods before and after all that is held, and those of a
+        block of cells that differ from what is held. Returns the other cells.
+        """
+        valued = cells["state"] == 0
+        store, changed = valued & ((cells["valid_time"] < first) | (cells["valid_time"] > last)), 0
+        inside, done = valued & ~store, store.copy()
+        if not self.complete and sql.is_block(cells[inside]):
+            new, same = sql.in_force(self.connection, cells[inside])
+            store[inside], done, changed = ~same, valued, int((~(new | same)).sum())
+            self.landed["same"] += int(same.sum())
+        if store.any():
+            stored = cells[store]
+            stored["line"] = self.load_id
+            self.landed["new"] += wire.copy_in(self.connection, sql.DIRECT, stored) - changed
+            self.landed["changed"] += changed
+        rest: Cells = cells[~done]
         return rest
 
     def _land(self, known: datetime, about: Mapping[str, Any]) -> None:
@@ -258,7 +264,7 @@ class Landing:
         for said in loads:
             with said.cells() as batches:
                 for cells in batches:
-                    _copy(self.connection, into, cells)
+                    wire.copy_in(self.connection, into, cells)
 
     def _do(self, statement: str, **asked: Any) -> int:
         own = {"load": self.load_id, "rank": self.before[0].rank if self.before else self.load_id}
@@ -274,20 +280,3 @@ class Landing:
 def _distinct(column: npt.NDArray[np.integer[Any]]) -> set[int]:
     """Its values; they mostly come in runs, so that sorting all of them would be the slower way."""
     return set(column[np.flatnonzero(np.diff(column, prepend=column[0] - 1))].tolist())
-
-
-def _copy(connection: Connection, table: str, cells: Cells, load_id: int | None = None) -> int:
-    """COPY in PostgreSQL's binary format, as documented under COPY, "Binary Format"; `load_id` in place of `line`."""
-    rows = np.empty(len(cells), WIRE)
-    rows["fields"] = len(NAMES)
-    for name in NAMES:
-        rows[f"{name} size"] = CELLS[name].itemsize
-        rows[name] = cells[name]
-    for name in ("valid_time", "known_from"):
-        rows[name] = cells[name] - EPOCH_2000
-    if load_id is not None:
-        rows["line"] = load_id
-    cursor = connection.cursor()
-    with cursor.copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
-        copy.write(HEADER + rows.tobytes() + b"\xff\xff")
-    return cursor.rowcount
