@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade
 
+# Without its bytecode kept, every command compiles all of its packages anew: seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test bench bench-bake bench-crash bench-gate bench-load bench-asof bench-train lock clean
 
 help:  ## This list

@@ -383,7 +383,7 @@ def test_the_backtest_is_the_same_on_any_number_of_cores(
     for cores in (1, 2):
         monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
         one = backtest.run(short)
-        made.append((one.forecast.tobytes(), one.chosen))
+        made.append((one.forecast.tobytes(), [choice.settings for choice in one.searches]))
     assert made[0] == made[1]
 
 

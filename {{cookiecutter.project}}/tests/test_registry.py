@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from conftest import SAMPLE
 from psycopg.conninfo import make_conninfo
 from serving import make_project
 
-from model_service import artifact, experiments, forecasting, registry, settings
+from model_service import artifact, doctor, experiments, forecasting, registry, settings
 from model_service.cli import main
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
@@ -342,15 +343,22 @@ def waiting(
     loaded: Connection, contract: Contract, trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What came of a training with sign_off, as of an earlier day."""
-    strict = contract.model_copy(update={"gate": contract.gate.model_copy(update={"sign_off": True})})
     root = copied(tmp_path_factory.mktemp("waiting"))
-    return run.train(strict, loaded, root, forecasting.parse_as_of("2016-07-01"), print)
+    return run.train(strict(contract), loaded, root, forecasting.parse_as_of("2016-07-01"), print)
+
+
+def strict(contract: Contract) -> Contract:
+    return contract.model_copy(update={"gate": contract.gate.model_copy(update={"sign_off": True})})
 
 
 def test_with_sign_off_a_model_waits_for_a_person(
-    loaded: Connection, trained: dict[str, Any], waiting: dict[str, Any]
+    loaded: Connection, contract: Contract, trained: dict[str, Any], waiting: dict[str, Any]
 ) -> None:
     assert (waiting["promoted"], waiting["state"]) == (False, "candidate")
+    found = {one["check"]: one for one in doctor.examine(strict(contract), loaded, datetime.now(UTC))}
+    number = waiting["version"]
+    assert found["sign-off"]["says"] == f"model {number} waits: `promote {number} --sign-off NAME`"
+    assert "sign-off" not in {one["check"] for one in doctor.examine(contract, loaded, datetime.now(UTC))}
     assert registry.champion(loaded).version == trained["version"]  # type: ignore[union-attr]
     assert experiments.runs(loaded, waiting["version"])[0]["outcome"] == "passed"
 
@@ -415,6 +423,14 @@ def test_on_the_recorded_platform_a_model_must_come_out_equal_to_the_byte(files:
     found = reproduce.compared(files, edited(files, seed=2), rows)
     assert (found["holds"], found["files"], found["card"]) == (False, ["card.json"], ["seed"])
     assert reproduce.compared(files, edited(files, step=1e-12), rows)["files"] == ["model.onnx"]
+
+
+def test_where_the_clock_had_ended_a_search_a_difference_is_put_down_to_it(files: dict[str, bytes], rows: Any) -> None:
+    found = {"version": 1, "digest": "a", "made": "b"} | reproduce.compared(
+        edited(files, search_cut=True), edited(files, search_cut=True, seed=2), rows
+    )
+    assert "ended by train.search_seconds" in reproduce.text(found)
+    assert "search_seconds" not in reproduce.text(found | {"search_cut": False})
 
 
 @pytest.mark.parametrize(("step", "holds"), [(0, True), (1e-9, True), (1e-3, False)])

@@ -25,6 +25,7 @@ def examine(contract: Contract, connection: Connection, now: datetime) -> list[F
         *_fresh(contract, connection, now),
         *_chunks(connection),
         _champion(connection),
+        *_waiting(contract, connection),
         *_live(contract, connection),
     ]
 
@@ -129,6 +130,17 @@ def _champion(connection: Connection) -> Finding:
             "champion", "look", f"model {champion.version} is the champion, model {built.version} is built: run `build`"
         )
     return _finding("champion", "ok", f"model {champion.version} is the champion and is built")
+
+
+def _waiting(contract: Contract, connection: Connection) -> list[Finding]:
+    """What passed the gate since the champion did, where a person must sign it off."""
+    if not contract.gate.sign_off:
+        return []
+    states = registry.states(connection)
+    champion = max((version for version, state in states.items() if state == "champion"), default=0)
+    waiting = [version for version, state in sorted(states.items()) if state == "candidate" and version > champion]
+    says = "; ".join(f"model {version} waits: `promote {version} --sign-off NAME`" for version in waiting)
+    return [_look("sign-off", says, "no model waits for a person")]
 
 
 def _live(contract: Contract, connection: Connection) -> list[Finding]:

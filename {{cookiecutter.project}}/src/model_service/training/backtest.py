@@ -15,7 +15,7 @@ from model_service.contract import Contract
 from model_service.features import Flags, Floats, Integers
 from model_service.training import Cases, cases, estimators, search
 
-T = TypeVar("T")
+P, T = TypeVar("P"), TypeVar("T")
 WORTH = 4.0  # seconds of work from which on processes are started
 LEVELS = (0.8, 0.95)
 FEWEST_ERRORS = 24  # an interval from fewer realized errors would be a guess
@@ -26,7 +26,7 @@ class Backtest:
     """m origins, H horizons, L interval levels; NaN where a truth is not yet known or an interval not yet possible.
 
     places: the origins' indices among the cases. forecast, truth: [m, H]. baseline: name to [m, H].
-    lower, upper: [m, H, L], in the target's unit. chosen: the settings of each refit, one a year.
+    lower, upper: [m, H, L], in the target's unit. searches: the choice of settings of each refit, one a year.
     """
 
     table: Cases
@@ -36,7 +36,7 @@ class Backtest:
     baseline: dict[str, Floats]
     lower: Floats
     upper: Floats
-    chosen: list[estimators.Settings]
+    searches: list[search.Choice]
 
     @property
     def scored(self) -> Flags:
@@ -66,25 +66,29 @@ def run(table: Cases, say: Callable[[str], None] = lambda _: None) -> Backtest:
     places = np.arange(table.first_backtest, len(table.origin) - 1)
     year = periods.year(table.contract.series[table.contract.target.series].frequency)
     blocks = [places[start : start + year] for start in range(0, len(places), year)]
-    target = table.contract.target.series
-    alone = replace(table, rows={}, held={target: table.held[target]})  # all that a worker needs
-    parts, chosen, done = [], [], 0
-    for block, (part, settings) in zip(blocks, _mapped(partial(_block, alone), blocks), strict=True):
+    parts, searches, done = [], [], 0
+    for block, (part, choice) in zip(blocks, _mapped(partial(_block, _light(table)), blocks), strict=True):
         parts.append(part)
-        chosen.append(settings)
+        searches.append(choice)
         done += len(block)
-        say(f"backtest {done}/{len(places)} origins" + (f", settings {settings}" if settings else ""))
+        say(f"backtest {done}/{len(places)} origins" + (f", settings {choice.settings}" if choice.settings else ""))
     made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     forecast = made.pop("model")
     truth = table.labels(int(table.origin[-1]))[places]
-    return Backtest(table, places, forecast, truth, made, *_intervals(table, places, forecast), chosen)
+    return Backtest(table, places, forecast, truth, made, *_intervals(table, places, forecast), searches)
 
 
-def _mapped(work: Callable[[Integers], T], blocks: list[Integers]) -> Iterator[T]:
-    """`work` of each block, in order; on all cores where the first has shown that starting processes is worth it."""
+def _light(table: Cases) -> Cases:
+    """All of it that a worker needs."""
+    target = table.contract.target.series
+    return replace(table, rows={}, held={target: table.held[target]})
+
+
+def _mapped(work: Callable[[P], T], parts: list[P]) -> Iterator[T]:
+    """`work` of each part, in order; on all cores where the first has shown that starting processes is worth it."""
     begun = time.monotonic()
-    yield work(blocks[0])
-    rest, cores = blocks[1:], min(joblib.cpu_count(), len(blocks) - 1)
+    yield work(parts[0])
+    rest, cores = parts[1:], min(joblib.cpu_count(), len(parts) - 1)
     if cores < 2 or (time.monotonic() - begun) * len(rest) < WORTH:
         yield from map(work, rest)
     else:
@@ -92,13 +96,13 @@ def _mapped(work: Callable[[Integers], T], blocks: list[Integers]) -> Iterator[T
         yield from joblib.Parallel(cores, return_as="generator")(task(work, one) for one in rest)
 
 
-def _on_one_thread(work: Callable[[Integers], T], block: Integers) -> T:
+def _on_one_thread(work: Callable[[P], T], part: P) -> T:
     with threadpool_limits(1):  # as in `train`: sums in another order are other bytes
-        return work(block)
+        return work(part)
 
 
-def _block(table: Cases, block: Integers) -> tuple[dict[str, Floats], estimators.Settings]:
-    """Forecasts of model and baselines at the block's cases, [len(block), H], and the settings they were made with.
+def _block(table: Cases, block: Integers) -> tuple[dict[str, Floats], search.Choice]:
+    """Forecasts of model and baselines at the block's cases, [len(block), H], and the choice of the model's settings.
 
     Settings are chosen and all is fitted on what was known at the block's first case. NaN where inputs are missing.
     """
@@ -110,7 +114,7 @@ def _block(table: Cases, block: Integers) -> tuple[dict[str, Floats], estimators
     usable = table.complete[block]
     if usable.any():
         made[usable] = fitted.predict(table.inputs[block][usable])
-    return {"model": made} | estimators.baselines(table, known, block), choice.settings
+    return {"model": made} | estimators.baselines(table, known, block), choice
 
 
 def offsets(errors: Floats) -> Floats:
@@ -145,17 +149,17 @@ def leaked(table: Cases, places: list[int]) -> list[int]:
     Each is made as the backtest makes the first of a block. What is known is worked out here from the rows and the
     contract alone, not by the code under test.
     """
-    until = features.moment(int(table.origin[-1]))
-    found = []
+    until, pairs = features.moment(int(table.origin[-1])), []
     for place in places:
         origin = int(table.origin[place])
         poison = {name: _poisoned(table.contract, name, rows, origin) for name, rows in table.rows.items()}
-        if _forecast_at(table, origin) != _forecast_at(cases(table.contract, poison, until), origin):
-            found.append(place)
-    return found
+        pairs += [(_light(one), origin) for one in (table, cases(table.contract, poison, until))]
+    made = list(_mapped(_forecast_at, pairs))
+    return [place for place, known, poisoned in zip(places, made[::2], made[1::2], strict=True) if known != poisoned]
 
 
-def _forecast_at(table: Cases, origin: int) -> list[bytes]:
+def _forecast_at(asked: tuple[Cases, int]) -> list[bytes]:
+    table, origin = asked
     place = int(np.searchsorted(table.origin, origin))
     return [made.tobytes() for made in _block(table, np.array([place]))[0].values()]
 

@@ -78,7 +78,7 @@ def _forest(seed: int, **settings: Any) -> Any:
 
 
 def _boosting(seed: int, **settings: Any) -> Any:
-    usual = {"n_estimators": 200, "learning_rate": 0.05, "max_depth": 3, "min_samples_leaf": 8}
+    usual = {"n_estimators": 100, "learning_rate": 0.05, "max_depth": 3, "min_samples_leaf": 8}
     return GradientBoostingRegressor(**{**usual, "subsample": 0.6, "max_features": 0.3, **settings}, random_state=seed)
 
 

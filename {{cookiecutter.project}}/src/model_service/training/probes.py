@@ -18,6 +18,7 @@ from model_service.registry import Registered
 from model_service.training import Cases, backtest, estimators, serialize
 from model_service.training.estimators import Settings
 from model_service.training.gate import NOTHING, Rule, at_most
+from model_service.training.search import Choice
 
 Say = Callable[[str], None]
 Serve = Callable[[datetime], Floats]  # the inputs [F] that serving makes at an as-of time
@@ -35,7 +36,7 @@ class Candidate:
     """A training before the gate has seen it.
 
     fitted: on everything known at the last case. graph: the same in ONNX. again: of a second fit to the same data.
-    importance, useless: see `importance`. tried: by a search, see `search.Choice`.
+    importance, useless: see `importance`. choice: of the settings that `fitted` has.
     """
 
     tested: backtest.Backtest
@@ -44,7 +45,12 @@ class Candidate:
     again: bytes
     importance: dict[str, float]
     useless: tuple[str, ...]
-    tried: list[dict[str, Any]]
+    choice: Choice
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the clock ended a search: a faster machine may choose other settings."""
+        return any(choice.cut for choice in [*self.tested.searches, self.choice])
 
     @property
     def rows(self) -> Floats:

@@ -46,9 +46,8 @@ def reproduce(
             made = work / "model"
             _train(python, code, url, card, made)
         files, digest = artifact.read(made)
-        return {"version": found.version, "digest": found.digest, "made": digest} | compared(
-            found.files, files, np.load(made / INPUTS)
-        )
+        names = {"version": found.version, "digest": found.digest, "made": digest}
+        return names | compared(found.files, files, np.load(made / INPUTS))
 
 
 @contextmanager
@@ -134,7 +133,9 @@ def compared(recorded: Mapping[str, bytes], made: Mapping[str, bytes], inputs: A
     files = sorted(name for name in {*recorded, *made} if recorded.get(name) != made.get(name))
     apart = _apart(artifact.Model(recorded, ""), artifact.Model(made, ""), inputs)
     holds = apart is not None and apart <= PARITY if moved else not files
-    return {"holds": holds, "files": files, "card": names, "platform": moved, "apart": apart, "rows": len(inputs)}
+    cut = bool(cards[0].get("search_cut"))
+    found = {"holds": holds, "files": files, "card": names, "platform": moved, "apart": apart, "rows": len(inputs)}
+    return found | {"search_cut": cut}
 
 
 def _apart(recorded: artifact.Model, made: artifact.Model, inputs: Any) -> float | None:
@@ -151,6 +152,10 @@ def text(found: Mapping[str, Any]) -> str:
     lines += [f"platform  {part}: {experiments.change(*pair)}" for part, pair in found["platform"].items()]
     if not found["files"]:
         return "\n".join([*lines, "equal to the byte"])
+    if found["search_cut"]:
+        lines.append(
+            "search    ended by train.search_seconds when it was trained: another run may choose other settings"
+        )
     lines += [f"differs   {', '.join(found['files'])}"]
     lines += [f"          in card.json: {', '.join(found['card'])}"] if found["card"] else []
     if found["apart"] is not None:

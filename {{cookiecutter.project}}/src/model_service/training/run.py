@@ -111,7 +111,8 @@ def make(
 
         rules = judged(made, serve, say)
         card = report.card(made.tested, rules, root, known_at, known.until, version)
-        card |= {"chosen": made.fitted.chosen, "search": made.tried}
+        card |= {"chosen": made.fitted.chosen, "search": made.choice.tried}
+        card |= {"search_cut": True} if made.is_cut else {}
     if overruling.rules:
         card["overruled"] = {"rules": list(overruling.rules), "reason": overruling.reason}
     return Made(made, rules, card)
@@ -143,7 +144,7 @@ def candidate(table: Cases, say: Say) -> Candidate:
     choice = search.choose(table, table.labels(int(table.origin[-1])), say)
     fitted, graph = _fit(table, choice.settings)
     again = _fit(table, choice.settings)[1]
-    return Candidate(tested, fitted, graph, again, *probes.importance(tested, choice.settings), choice.tried)
+    return Candidate(tested, fitted, graph, again, *probes.importance(tested, choice.settings), choice)
 
 
 def judged(made: Candidate, serve: Serve, say: Say) -> list[Rule]:
@@ -208,7 +209,7 @@ def _around(
         "loads": report.loads(connection, made.card["loads"]),
         "runs": experiments.compared(experiments.runs(connection)),
         "importance": made.candidate.importance,
-        "search": made.candidate.tried,
+        "search": made.candidate.choice.tried,
         "champion": evaluate.comparison(made.candidate.tested, champion) if champion else {},
         "live": live.errors(contract, connection),
         "score": ml_test_score.score(root, connection),

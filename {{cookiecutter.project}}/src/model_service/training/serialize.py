@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import joblib
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -66,15 +67,17 @@ def parity(fitted: Fitted, onnx_bytes: bytes, inputs: Floats, seed: int) -> floa
     times as far; and at each node of a tree its threshold and the neighbours of that in float32.
     """
     session, spread = artifact.session(onnx_bytes), inputs[:, 0].std()  # the anchor: the target's own values
-    worst = 0.0
-    for rows in _blocks(_probes(fitted, onnx_bytes, inputs, np.random.default_rng(seed))):
+
+    def off(rows: Floats) -> float:
         expected = fitted.predict(rows)
         made = session.run(["forecast"], {"features": rows})[0]
         with np.errstate(invalid="ignore", over="ignore"):
-            off = np.abs(made - expected) / np.maximum(np.abs(expected), spread)
-        off = np.where(made == expected, 0, off)  # of infinities too
-        worst = max(worst, float(np.where(np.isnan(off), np.inf, off).max()))
-    return worst
+            found = np.abs(made - expected) / np.maximum(np.abs(expected), spread)
+        found = np.where(made == expected, 0, found)  # of infinities too
+        return float(np.where(np.isnan(found), np.inf, found).max())
+
+    probes = _blocks(_probes(fitted, onnx_bytes, inputs, np.random.default_rng(seed)))
+    return max(joblib.Parallel(joblib.cpu_count(), prefer="threads")(joblib.delayed(off)(rows) for rows in probes))
 
 
 def _blocks(parts: Iterable[Floats]) -> Iterator[Floats]:
