@@ -101,6 +101,21 @@ def test_a_service_that_reads_fred_trains_a_champion_and_passes_its_tests_of_loa
     assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
 
 
+def test_buckets_and_parquet_are_turned_on_by_the_two_lines_of_the_documentation(
+    bake: Callable[..., BakedProject], workshop: Path
+) -> None:
+    project = bake(output=workshop / "bucket")
+    for package, place in re.findall(r"`requirements/(\w+)\.in`.*?```\n(.*?)```", project.text("docs/csv.md"), re.DOTALL):
+        (project.path / f"requirements/{package}.in").write_text(place)
+    project.make("lock", "setup")
+    locks = {path.stem: path.read_text() for path in project.path.glob("requirements/*.txt")}
+    assert re.findall(r"^(\S+)==", locks["s3"], re.M) == ["obstore"]
+    assert re.findall(r"^(\S+)==", locks["parquet"], re.M) == ["pyarrow"]
+    assert "http" not in locks["s3"] + locks["parquet"]
+    done = project.run(project.python, "-m", "pytest", "tests/test_files.py", env={"PYTHONPATH": "src"})
+    assert "skipped" not in done.stdout
+
+
 @pytest.mark.parametrize("estimator", ["ridge", "gradient_boosting"])
 def test_the_gate_refuses_a_model_of_industrial_production(variant: BakedProject, estimator: str) -> None:
     edit(variant, "service.toml", '[target]\nseries = "UNRATE"', '[target]\nseries = "INDPRO"')

@@ -1,4 +1,4 @@
-"""CSV files, wide or long, as vintages of series.
+"""Tables in files, CSV or Parquet, wide or long, as vintages of series.
 
 `fetch` finds the files, `parse` reads one as a stream. A file that does not fit the declaration is refused whole, by
 SourceError before its first cell; a cell that does not fit becomes a Reject, and the others go on.
@@ -8,36 +8,27 @@ import codecs
 import csv
 import gzip
 import io
-import math
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, cast
+from datetime import datetime
+from typing import Annotated, BinaryIO, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SourceError
+from model_service.loader import Cell, Payload, Reject, Seen, SourceError, number
+from model_service.loader.files import GZIP, PARQUET, Files, Format, fetch
 from model_service.mistakes import Section, nearest
+
+__all__ = ["PARSER_VERSION", "Options", "fetch", "parse"]
 
 PARSER_VERSION = 1
 
 _SHOWN = 1000  # characters of a bad line that go beside the kept file
 _SWAP = str.maketrans(",.", ".,")  # a point is no decimal where the comma is
-
-
-def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-def _local(pattern: str) -> str:
-    if not pattern or "://" in pattern or Path(pattern).is_absolute():
-        raise ValueError('must be a file or glob below the project\'s folder, such as "data/us-macro/*.csv"')
-    return pattern
 
 
 def _encoding(name: str) -> str:
@@ -49,39 +40,18 @@ def _encoding(name: str) -> str:
     return name
 
 
-Glob = Annotated[str, AfterValidator(_local)]
-Format = Annotated[str, AfterValidator(periods.checked)]
-
-
 class Dated(Section):
     """Column that holds the period, and how it is written."""
 
     column: str
-    format: Format
+    format: Format = "%Y-%m-%d"
 
 
-class Vintage(Section):
-    """Since when the values were known: from the file's name without its endings, or from a column."""
-
-    from_: Literal["file_name"] | None = Field(None, alias="from")
-    column: str | None = None
-    format: Format
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "Vintage":
-        if (self.from_ is None) == (self.column is None):
-            raise ValueError('give either from = "file_name" or column = "..."')
-        return self
-
-
-class Options(Section):
+class Options(Files):
     """Keys of a `[source.*]` table with kind = "csv"; docs/csv.md explains each."""
 
-    path: Annotated[tuple[Glob, ...], BeforeValidator(_listed), Field(min_length=1)]
     layout: Literal["wide", "long"]
     date: Dated
-    vintage: Vintage | None = None
-    complete: bool = False
     missing: tuple[str, ...] = ("",)
     series_column: str = "series"
     value_column: str = "value"
@@ -102,32 +72,15 @@ class Options(Section):
         return self.vintage.column if self.vintage else None
 
 
-def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
-    """Files that match `options.path` below the root, by (vintage, name); of the vintages in the window only.
-
-    Raises SourceError before the first one: no match, empty or unreadable file, name that holds no vintage; UsageError
-    for a window where the names hold none.
-    """
-    root, window = ask.root, ask.window
-    if window != ALWAYS and not (options.vintage and options.vintage.from_):
-        raise UsageError("--from and --to choose vintages, and the names of these files hold none: leave them out")
-    paths: set[Path] = set()
-    for pattern in options.path:
-        found = {path for path in root.glob(pattern) if path.is_file() and not path.name.startswith(".")}
-        if not found:
-            raise SourceError(f"no file matches {pattern!r} in {root}: put the data there, or change `path`")
-        paths |= found
-    payloads = [_payload(path, options, root) for path in paths]
-    dated = [(one.vintage or datetime.min.replace(tzinfo=UTC), one.name, one) for one in payloads]
-    yield from (one for when, _, one in sorted(dated) if window.holds(when))
-
-
 def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> Iterator[Cell | Reject]:
     """Cells of the mapped `series` in the order of the file; a missing cell gives nothing, a bad one a Reject.
 
     Memory: about 4 bytes a cell, to name the line of a duplicate. Raises SourceError before the first cell: bytes
     that are not in `options.encoding`, no header or nothing below it, header that does not fit the mapping.
     """
+    if payload.media_type == PARQUET:
+        yield from _parquet(payload, options, series)
+        return
     _check_bytes(payload, options.encoding)
     with _open(payload) as raw, io.TextIOWrapper(raw, options.encoding, newline="") as text:
         records = _records(text, options.delimiter)
@@ -142,6 +95,30 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
             else:
                 found = "cannot be split: mind its quotes" if cells is None else f"{len(cells)} cells"
                 yield Reject(None, line, _shown(source), "columns", f"{found}; the header has {len(header)}")
+        if not line:
+            raise SourceError(f"{payload.name}: the file has a header and nothing below it")
+
+
+def _parquet(payload: Payload, options: Options, series: Mapping[str, Series]) -> Iterator[Cell | Reject]:
+    """As `parse`. A column's own type goes before what is declared of texts; null is missing."""
+    try:
+        from model_service.loader import parquet
+    except ImportError:
+        raise UsageError(
+            f"{payload.name} is Parquet: write `pyarrow>=22` into requirements/parquet.in, then `make lock setup`"
+        ) from None
+    with parquet.opened(payload) as file:
+        typed = {
+            name: one.model_copy(update={"format": parquet.TIME})
+            for name, one in (("date", options.date), ("vintage", options.vintage))
+            if one and one.column in parquet.times(file)
+        }
+        options = options.model_copy(update={"missing": (*options.missing, ""), **typed})
+        places = _places(payload.name, file.schema_arrow.names, options, series)
+        places = {name: place for place, name in enumerate(places)}
+        seen, line = Seen(), 0
+        for line, cells in parquet.rows(file, list(places), options.decimal):
+            yield from _line(line, cells, places, payload.vintage, options, series, seen)
         if not line:
             raise SourceError(f"{payload.name}: the file has a header and nothing below it")
 
@@ -175,25 +152,14 @@ def _line(
         return
     for name, text in values:
         period, valid_time = periods.period(when, options.date.format, series[name].frequency)
-        value, rule, detail = _number(text, options.decimal)
+        value, rule, detail = number(text if options.decimal == "." else text.translate(_SWAP))
+        detail += f" with decimal {options.decimal!r}" * (rule == "number")
         if not rule and (first := seen.line(name, vintage, period, line)):
             rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"
         if rule:
             yield Reject(name, line, _shown(text), rule, detail, valid_time)
         else:
             yield Cell(name, valid_time, vintage, value, line)
-
-
-def _number(text: str, decimal: str) -> tuple[float, str, str]:
-    """(value, "", "") or (NaN, rule, detail)."""
-    plain = text.translate(_SWAP) if decimal == "," else text
-    try:
-        if not plain.isascii() or "_" in plain:  # float() takes 1_000, and the digits of other scripts
-            raise ValueError
-        value = float(plain)
-    except ValueError:
-        return math.nan, "number", f"not a number with decimal {decimal!r}"
-    return (value, "", "") if math.isfinite(value) else (value, "finite", "neither NaN nor infinity is a value")
 
 
 def _records(text: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str] | None, str]]:
@@ -250,29 +216,11 @@ def _places(file: str, header: list[str], options: Options, series: Mapping[str,
             f"{file}: the header does not fit service.toml:\n  {problems}\n"
             f"Correct the names there, or the `delimiter` (now {options.delimiter!r})."
         )
-    return {name: place for place, name in enumerate(header)}
-
-
-def _payload(path: Path, options: Options, root: Path) -> Payload:
-    name, vintage = path.relative_to(root).as_posix(), None
-    try:
-        with path.open("rb") as stream:
-            if not stream.read(1):
-                raise SourceError(f"{name}: the file is empty")
-    except OSError as error:
-        raise SourceError(f"{name}: cannot be read: {error.strerror}") from None
-    if options.vintage and options.vintage.from_:
-        try:
-            vintage = periods.known_from(Path(path.name.removesuffix(".gz")).stem, options.vintage.format)
-        except ValueError as error:
-            raise SourceError(f"{name}: the file's name holds no vintage: {error}") from None
-    seen, media_type = path.stat(), "application/gzip" if path.suffix == ".gz" else "text/csv"
-    mark = f"{seen.st_size} bytes, {seen.st_mtime_ns} ns"
-    return Payload(name, path, media_type, vintage, complete=options.complete, mark=mark)
+    return {name: header.index(name) for name in needed}
 
 
 def _open(payload: Payload) -> BinaryIO:
-    zipped = payload.media_type == "application/gzip"
+    zipped = payload.media_type == GZIP
     return cast(BinaryIO, gzip.open(payload.path)) if zipped else payload.path.open("rb")
 
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import DELETED, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SourceError
+from model_service.loader import DELETED, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SourceError, number
 from model_service.loader.web import Client, Url, Web, shown
 
 PARSER_VERSION = 1
@@ -174,13 +174,8 @@ def _number(text: str) -> tuple[float, int, str, str]:
     """(value, state, "", "") or (NaN, state, rule, detail)."""
     if text == ".":
         return math.nan, MISSING, "", ""
-    try:
-        if not text.isascii() or "_" in text:  # float() takes 1_000, and the digits of other scripts
-            raise ValueError
-        value = float(text)
-    except ValueError:
-        return math.nan, VALUE, "number", "not a number"
-    return (value, VALUE, "", "") if math.isfinite(value) else (value, VALUE, "finite", "neither NaN nor infinity is")
+    value, rule, detail = number(text)
+    return value, VALUE, rule, detail
 
 
 def _page(name: str, answer: Response, holds: str) -> Row:

@@ -385,7 +385,7 @@ def test_zipped_file_and_one_that_was_cut(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"delimeter": ";"}, "did you mean 'delimiter'"),
-        ({"path": "https://example.org/x.csv"}, "below the project's folder"),
+        ({"path": "ftp://example.org/x.csv"}, "below the project's folder"),
         ({"path": "/data/x.csv"}, "below the project's folder"),
         ({"encoding": "utf8-bom"}, "unknown encoding"),
         ({"delimiter": ";;"}, "delimiter"),

@@ -1,5 +1,6 @@
 """From a provider's bytes to rows; here, what a source hands over: payloads, and what was read from them."""
 
+import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Ask:
 
     root: folder of service.toml. series: those that are mapped. newest: the last moment (UTC) up to which a series is
     held, None where nothing is; what was fetched counts once it is committed. positions: up to where each part of the
-    source was read, as the payloads' `moves` say, likewise. pace: the providers' budgets.
+    source was read, as the payloads' `moves` say, likewise. pace: the providers' budgets. mark: how the payload of that
+    name looked when it was last read by today's rules, "" when it never was; one that still looks so needs no bytes.
     """
 
     root: Path
@@ -54,6 +56,7 @@ class Ask:
     newest: Callable[[str], datetime | None] = lambda series: None
     positions: Callable[[], Mapping[str, str]] = dict
     pace: Pace = Pace()
+    mark: Callable[[str], str] = lambda name: ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,17 @@ def batches(
             rows, rejects = [], []
     if rows or rejects:
         yield np.array(rows, CELLS), rejects
+
+
+def number(text: str) -> tuple[float, str, str]:
+    """(value, "", ""), or (NaN, rule, detail) of the Reject that it is."""
+    try:
+        if not text.isascii() or "_" in text:  # float() takes 1_000, and the digits of other scripts
+            raise ValueError
+        value = float(text)
+    except ValueError:
+        return math.nan, "number", "not a number"
+    return (value, "", "") if math.isfinite(value) else (value, "finite", "neither NaN nor infinity is a value")
 
 
 class Seen:

@@ -112,7 +112,12 @@ class Run:
             "options": self.options.model_dump(mode="json", by_alias=True, exclude_unset=True),
             "series": {name: checks.rules_of(one) for name, one in self.series.items()},
         }
-        elsewhere = {"path", *Web.model_fields}  # where the bytes come from does not change what they say
+        elsewhere = {
+            "path",
+            "index",
+            "login",
+            *Web.model_fields,
+        }  # where the bytes come from does not change what they say
         read_by = {name: value for name, value in self.rules["options"].items() if name not in elsewhere}
         self.rules_hash = digests.of_json([self.rules | {"options": read_by}, self.source.PARSER_VERSION])
         self.head = ledger.head(self.connection, self.dataset)
@@ -124,7 +129,10 @@ class Run:
         def positions() -> dict[str, str]:
             return ledger.positions(self.connection, self.dataset)
 
-        return Ask(root, window, self.series, newest, positions, Pace(self.connection))
+        return Ask(root, window, self.series, newest, positions, Pace(self.connection), mark=self.mark)
+
+    def mark(self, name: str) -> str:
+        return ledger.mark(self.connection, self.dataset, name, self.rules_hash)
 
     @contextmanager
     def attempt(self) -> Iterator[dict[str, str]]:
@@ -137,9 +145,7 @@ class Run:
     def payload(self, payload: Payload) -> Result:
         """Loads one payload, unless it looks as it did last time, or its bytes are committed under these rules."""
         result: Result = {"dataset": self.dataset, "file": payload.name}
-        if payload.mark and ledger.unchanged(
-            self.connection, self.dataset, payload.name, payload.mark, self.rules_hash
-        ):
+        if payload.mark and payload.mark == self.mark(payload.name):
             self.say(f"{payload.name}: nothing new (it was not changed since)")
             return result | {"outcome": "nothing new"}
         started, sha256 = datetime.now(UTC), raw.sha256_of(payload.path)

@@ -1,10 +1,16 @@
 """GET requests to a provider: within its budget, repeated where that can help, and silent about keys."""
 
+import base64
+import gzip
 import json
+import mmap
+import shutil
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,6 +25,7 @@ from model_service.store.pace import Pace
 PASSING = {429, 500, 502, 503, 504}  # what may be better in a while
 REST_SECONDS = 20.0  # after "too many requests", where the provider names no time
 PATIENCE_SECONDS = 120.0  # that a provider may ask for; a longer rest is not waited for, but said
+SECRET = 8  # characters of a login that is looked for in answers; a shorter one stands in many by chance
 _BACK_OFF = wait_random_exponential(multiplier=1, max=60)
 
 
@@ -35,13 +42,18 @@ def _web(url: str) -> str:
 Url = Annotated[str, AfterValidator(_web)]
 
 
-class Web(Section):
-    """Keys that every source on the web has. The provider's budget is one a host, whoever asks it."""
+class Polite(Section):
+    """How providers are asked. The budget is one a host, whoever asks it."""
 
-    base_url: Url
     requests_per_second: Annotated[float, Field(gt=0)]
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     tries: Annotated[int, Field(ge=1, le=20)] = 6
+
+
+class Web(Polite):
+    """Keys that every source with a provider on the web has."""
+
+    base_url: Url
 
 
 class Again(SourceError):
@@ -61,21 +73,25 @@ class Keyed(httpx.HTTPTransport):
         self.key = key
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url.copy_merge_params(self.key)
+        url = request.url.copy_merge_params(self.key) if self.key else request.url  # merging writes a query anew
         return super().handle_request(
             httpx.Request(request.method, url, headers=request.headers, extensions=request.extensions)
         )
 
 
 class Client:
-    """`key`: what joins every query and is told to nobody."""
+    """`key`: what joins every query; `login`: USER:PASSWORD, or a bearer's token. Both are told to nobody else."""
 
-    def __init__(self, options: Web, pace: Pace, key: Mapping[str, str]) -> None:
+    def __init__(self, options: Web, pace: Pace, key: Mapping[str, str], login: str = "") -> None:
         self.options, self.pace, self.key = options, pace, key
         self.provider = httpx.URL(options.base_url).host
+        coded = base64.b64encode(login.encode()).decode()
+        told = [one for one in (login, coded, login.partition(":")[2]) if len(one) >= SECRET]
+        self.secrets = [one.encode() for one in (*key.values(), *told)]
         self.http = httpx.Client(
-            base_url=options.base_url, transport=Keyed(options.base_url, key), timeout=options.timeout_seconds
-        )
+            base_url=options.base_url, transport=Keyed(options.base_url, key), timeout=options.timeout_seconds,
+            headers={"Authorization": f"Basic {coded}" if ":" in login else f"Bearer {login}"} if login else {},
+        )  # fmt: skip
 
     def __enter__(self) -> "Client":
         return self
@@ -84,19 +100,34 @@ class Client:
         self.http.close()
 
     def get(self, path: str, query: Mapping[str, Any]) -> httpx.Response:
-        """The answer, a refusal too; raises SourceError when none is to be had, or when it holds the key."""
+        """The answer, a refusal too; raises SourceError when none is to be had, or when it holds a key or login."""
+        return self._retrying(self._get, path, query)
+
+    def save(self, path: str, to: Path, headers: Mapping[str, str]) -> httpx.Response:
+        """As `get`, but the body of a 200 goes into the file; what was received in part raises SourceError, too.
+
+        Where the provider sends one on, it is followed; the login stays with the provider, and with a key nobody is.
+        """
+        asked = {"Accept-Encoding": "gzip", **headers}
+        return self._retrying(self._ask, path, to, headers=asked, follow_redirects=not self.key)
+
+    def _retrying(self, ask: Callable[..., httpx.Response], *given: Any, **more: Any) -> httpx.Response:
         retrying = Retrying(
             stop=stop_after_attempt(self.options.tries), wait=self._wait, retry=retry_if_exception_type(Again),
             reraise=True,
         )  # fmt: skip
-        return retrying(self._get, path, query)
+        return retrying(ask, *given, **more)
 
     def _get(self, path: str, query: Mapping[str, Any]) -> httpx.Response:
+        return self._ask(path, params=query)
+
+    def _ask(self, path: str, to: Path | None = None, **how: Any) -> httpx.Response:
         while wait := self.pace.take(self.provider, 1 / self.options.requests_per_second):
             time.sleep(wait)
         try:
-            answer = self.http.get(path, params=query)
-        except httpx.RequestError as error:
+            with self.http.stream("GET", path, **how) as answer:
+                _receive(answer, to)
+        except (httpx.RequestError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             says = str(error) or type(error).__name__
             raise Again(f"{self.provider} cannot be reached: {says}; try again later") from None
         if answer.status_code in PASSING:
@@ -105,7 +136,8 @@ class Client:
             if rest is not None and rest > PATIENCE_SECONDS:
                 raise SourceError(f"{says} and asks to be left alone for {rest:.0f} seconds: run again after that")
             raise Again(f"{says}, {self.options.tries} times; try again later", rest)
-        if any(secret.encode() in answer.content for secret in self.key.values()):
+        received = to if to and answer.status_code == 200 else answer.content
+        if any(_holds(received, secret) for secret in self.secrets):
             raise SourceError(f"{self.provider} repeats the key in its answer: it was not kept")
         return answer
 
@@ -116,6 +148,29 @@ class Client:
             self.pace.rest(self.provider, error.rest)
             return 0.0
         return float(_BACK_OFF(state))
+
+
+def _receive(answer: httpx.Response, to: Path | None) -> None:
+    """A transfer that is zipped is undone here: httpx takes one that ends early for whole."""
+    if to is None or answer.status_code != 200:
+        answer.read()
+        return
+    with to.open("wb") as file:
+        for block in answer.iter_raw():
+            file.write(block)
+    if answer.headers.get("Content-Encoding") == "gzip":
+        zipped = to.rename(to.with_name("zipped"))
+        with gzip.open(zipped) as source, to.open("wb") as file:
+            shutil.copyfileobj(source, file)
+
+
+def _holds(received: Path | bytes, secret: bytes) -> bool:
+    if isinstance(received, bytes):
+        return secret in received
+    if not received.stat().st_size:
+        return False
+    with received.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(secret) >= 0
 
 
 def _rest(answer: httpx.Response) -> float | None:

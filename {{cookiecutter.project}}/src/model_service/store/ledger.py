@@ -170,14 +170,13 @@ def write_checks(connection: Connection, load_id: int, results: Iterable[Any]) -
         )
 
 
-def unchanged(connection: Connection, dataset: str, name: str, mark: str, rules_hash: str) -> bool:
-    """Whether it looked so when it was last read, under the same rules."""
+def mark(connection: Connection, dataset: str, name: str, rules_hash: str) -> str:
+    """How it looked when it was last read; "" when it never was, or under other rules."""
     row = connection.execute(
-        "SELECT mark = %s AND rules_hash = %s FROM resource WHERE dataset = %s AND name = %s"
-        " ORDER BY resource_id DESC LIMIT 1",
-        [mark, rules_hash, dataset, name],
+        "SELECT mark, rules_hash FROM resource WHERE dataset = %s AND name = %s ORDER BY resource_id DESC LIMIT 1",
+        [dataset, name],
     ).fetchone()
-    return bool(row and row[0])
+    return str(row[0]) if row and row[1] == rules_hash else ""
 
 
 def remember(connection: Connection, dataset: str, name: str, mark: str, rules_hash: str) -> None:
