@@ -78,9 +78,15 @@ class Bucket:
         told = {"ETag": _etag(content), "Last-Modified": formatdate(1e9, usegmt=True), "Accept-Ranges": "bytes"}
         if headers.get("If-None-Match") == told["ETag"]:
             return 304, told, b""
-        if fault == "cut":
-            return 200, told | {"Content-Length": str(len(content))}, content[:-4]
-        return 200, told, content
+        told["Content-Length"], size = str(len(content)), len(content)
+        if "Range" in headers and fault != "cut, range ignored":
+            first = int(headers["Range"].removeprefix("bytes=").partition("-")[0])
+            content = content[first:]
+            told |= {"Content-Length": str(len(content)), "Content-Range": f"bytes {first}-{size - 1}/{size}"}
+            return 206, told, content
+        if fault == "cut, then changed":
+            self.objects[key] = content[::-1]
+        return 200, told, content[:-4] if fault.startswith("cut") else content
 
     def _listing(self, query: Mapping[str, str]) -> Answer:
         prefix, start = query.get("prefix", ""), query.get("continuation-token", "")

@@ -11,14 +11,15 @@ from model_service.loader import Payload, SourceError
 
 TIME = "%Y-%m-%d %H:%M:%S.%f"  # how a date or timestamp is written, in UTC
 CELLS = 200_000  # decoded at a time
-BUFFER = 1 << 20
+# By default it would hold the whole file, and not look at a page's checksum.
+HOW = {"pre_buffer": False, "buffer_size": 1 << 20, "page_checksum_verification": True}
 
 
 @contextmanager
 def opened(payload: Payload) -> Iterator[Any]:
     """The file; raises SourceError, also while it is read: it is broken, or a column's type is none of a cell."""
     try:
-        with parquet.ParquetFile(payload.path, buffer_size=BUFFER) as file:
+        with parquet.ParquetFile(payload.path, **HOW) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         says = " ".join(str(error).split())
