@@ -540,8 +540,8 @@ def test_a_key_in_the_url_would_show(
     desk.fred.publish("A", {"2016-03-04": MONTHS})
     plain = Client._get
 
-    def careless(client: Client, path: str, query: Mapping[str, Any]) -> Any:
-        return plain(client, path, {**query, **client.key})
+    def careless(client: Client, path: str, query: Mapping[str, Any], *more: Any) -> Any:
+        return plain(client, path, {**query, **client.key}, *more)
 
     monkeypatch.setattr(Client, "_get", careless)
     assert leaks(desk, caplog) == ["logged"]

@@ -99,9 +99,9 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.http.close()
 
-    def get(self, path: str, query: Mapping[str, Any]) -> httpx.Response:
+    def get(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> httpx.Response:
         """The answer, a refusal too; raises SourceError when none is to be had, or when it holds a key or login."""
-        return self._retrying(self._get, path, query)
+        return self._retrying(self._get, path, query, headers)
 
     def save(self, path: str, to: Path, headers: Mapping[str, str]) -> httpx.Response:
         """As `get`, but the body of a 200 goes into the file; what was received in part raises SourceError, too.
@@ -118,8 +118,8 @@ class Client:
         )  # fmt: skip
         return retrying(ask, *given, **more)
 
-    def _get(self, path: str, query: Mapping[str, Any]) -> httpx.Response:
-        return self._ask(path, params=query)
+    def _get(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str] | None) -> httpx.Response:
+        return self._ask(path, params=query, headers=headers)
 
     def _ask(self, path: str, to: Path | None = None, **how: Any) -> httpx.Response:
         while wait := self.pace.take(self.provider, 1 / self.options.requests_per_second):
