@@ -438,8 +438,10 @@ def test_periods_of_known_days() -> None:
         date(2016, 6, 1),
         date(2016, 4, 1),
         date(2016, 1, 1),
+        date(2016, 1, 1),
     ]
-    assert [periods.season(name) for name in periods.FREQUENCIES] == [7, 52, 12, 4, 1]
+    assert [periods.start("half_year", date(2016, month, 1)).month for month in (6, 7, 12)] == [1, 7, 7]
+    assert [periods.season(name) for name in periods.FREQUENCIES] == [7, 52, 12, 4, 2, 1]
     for call in (periods.ordinal, periods.start):
         with pytest.raises(ValueError, match="unknown frequency 'hour'"):
             call("hour", date(2016, 1, 1))
@@ -452,6 +454,7 @@ FORMATS: dict[contract.Frequency, list[str]] = {
     "week": ["%Y-%m-%d", "%G-W%V", "%d/%m/%Y"],
     "month": ["%Y-%m-%d", "%Y-%m", "%b %Y", "%m/%d/%y"],
     "quarter": ["%Y-%m-%d", "%Y-Q%q", "%Y-%m", "Q%q %y"],
+    "half_year": ["%Y-%m-%d", "%Y-Q%q", "%Y-%m"],
     "year": ["%Y", "%Y-%m-%d", "%y"],
 }
 NAMES = st.text("ABCäöé ß;,'\"|_", min_size=1, max_size=6).map(str.strip).filter(bool)

@@ -13,14 +13,14 @@ from model_service.errors import UsageError
 from model_service.inputs import Feature
 from model_service.mistakes import OWN, Misfits, Place, Section, nearest, unusable, validate
 
-Frequency = Literal["day", "week", "month", "quarter", "year"]
+Frequency = Literal["day", "week", "month", "quarter", "half_year", "year"]
 Transform = Literal["level", "difference", "log_difference"]
 Action = Literal["block", "mark", "warn"]  # what follows when a load fails a check
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 ESTIMATORS = ("ridge", "elastic_net", "random_forest", "gradient_boosting")
-CADENCE_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "year": 366}
+CADENCE_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "half_year": 184, "year": 366}
 
 
 def _slug(text: str) -> str:

@@ -12,13 +12,13 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 
-FREQUENCIES = ("day", "week", "month", "quarter", "year")  # from fine to coarse
+FREQUENCIES = ("day", "week", "month", "quarter", "half_year", "year")  # from fine to coarse
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_SEASON = {"day": 7, "week": 52, "month": 12, "quarter": 4, "year": 1}
+_SEASON = {"day": 7, "week": 52, "month": 12, "quarter": 4, "half_year": 2, "year": 1}
 _YEAR = _SEASON | {"day": 365}
-_MONTHS = {"month": 1, "quarter": 3, "year": 12}
+_MONTHS = {"month": 1, "quarter": 3, "half_year": 6, "year": 12}
 
 
 def ordinal(frequency: str, day: date) -> int:
