@@ -116,6 +116,28 @@ def test_buckets_and_parquet_are_turned_on_by_the_two_lines_of_the_documentation
     assert "skipped" not in done.stdout
 
 
+def test_a_service_that_reads_sdmx_trains_a_champion_and_passes_its_tests_of_loading_and_training(
+    bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
+) -> None:
+    project = bake(output=workshop / "sdmx", source="sdmx")
+    (project.path / ".venv").symlink_to(built.path / ".venv")
+    standin = [str(project.python), "tests/fake_sdmx.py", "tests/sample/data/us-macro"]
+    with subprocess.Popen(standin, cwd=project.path, stdout=subprocess.PIPE, text=True) as ecb:
+        try:
+            assert ecb.stdout
+            mine = f'base_url = "{ecb.stdout.readline().strip()}"\nrequests_per_second = 1000'
+            edit(project, "service.toml", "requests_per_second = 2", mine)
+            project.service("migrate")
+            assert "8 of 8 payloads loaded" in project.service("load").stdout
+            assert "nothing new" in project.service("load").stdout
+        finally:
+            ecb.terminate()
+    assert "is the champion" in project.service("train").stdout
+    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNEMPLOYMENT"
+    tests = [f"tests/test_{part}.py" for part in ("sdmx", "cli", "training")]
+    assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
+
+
 @pytest.mark.parametrize("estimator", ["ridge", "gradient_boosting"])
 def test_the_gate_refuses_a_model_of_industrial_production(variant: BakedProject, estimator: str) -> None:
     edit(variant, "service.toml", '[target]\nseries = "UNRATE"', '[target]\nseries = "INDPRO"')
