@@ -23,6 +23,7 @@ CHOICES = [
     {"estimator": "gradient_boosting"},
     {"source": "fred"},
     {"source": "sdmx"},
+    {"source": "worldbank"},
     {"python_version": "3.12"},
     {"python_version": "3.11", "licence": "BSD-3-Clause"},
     {"licence": "Apache-2.0", "image_registry": "ghcr.io/acme"},

@@ -135,6 +135,40 @@ def test_a_service_that_reads_sdmx_trains_a_champion_and_passes_its_tests_of_loa
     assert "is the champion" in project.service("train").stdout
     assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNEMPLOYMENT"
     tests = [f"tests/test_{part}.py" for part in ("sdmx", "cli", "training")]
+SAMPLE_SOURCE = re.compile(r"(?ms)^\[source\.us_macro\]\n.*?(?=^# ----)")
+
+
+def test_a_service_that_reads_the_world_bank_trains_a_champion_and_passes_its_tests_of_loading_and_training(
+    bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
+) -> None:
+    """Its own series as they are now; and the sample's model, whose vintages the stand-in has as versions."""
+    project = bake(output=workshop / "worldbank", source="worldbank")
+    (project.path / ".venv").symlink_to(built.path / ".venv")
+    standin = [str(project.python), "tests/fake_worldbank.py", "tests/sample/data/us-macro"]
+    with subprocess.Popen(standin, cwd=project.path, stdout=subprocess.PIPE, text=True) as bank:
+        try:
+            assert bank.stdout
+            mine = f'base_url = "{bank.stdout.readline().strip()}"\nrequests_per_second = 1000'
+            edit(project, "service.toml", "requests_per_second = 2.0", mine)
+            project.service("migrate")
+            assert "3 of 3 payloads loaded" in project.service("load").stdout
+            assert "0 of 3 payloads loaded" in project.service("load").stdout
+            shutil.rmtree(project.path / ".local")
+
+            names = re.findall(r"^\[series\.(\w+)\]", project.text("tests/sample/service.toml"), re.M)
+            ids = ", ".join(f'{name} = "USA/{name}"' for name in names)
+            archive = f'[source.us_macro]\nkind = "worldbank"\ndatabase = 57\n{mine}\nids = {{ {ids} }}\n\n'
+            model, replaced = SAMPLE_SOURCE.subn(archive, project.text("tests/sample/service.toml"))
+            assert replaced == 1
+            (project.path / "service.toml").write_text(model, "utf-8")
+            project.service("migrate")
+            assert f"{2 * len(names)} of {2 * len(names)} payloads loaded" in project.service("load").stdout
+            assert project.service("load").stdout == "nothing new\n"
+        finally:
+            bank.terminate()
+    assert "is the champion" in project.service("train").stdout
+    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
+    tests = [f"tests/test_{part}.py" for part in ("worldbank", "cli", "training")]
     assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
 
 
