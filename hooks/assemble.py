@@ -47,7 +47,7 @@ def project(given: dict[str, Any], template: str) -> int:
         _copy(template, part)
     _delete_all_but(files(chosen))
     _set_modes(manifest["executable"])
-    _record(provenance.commit(template, used))
+    _record(provenance.commit(template, used), provenance.address(str(given.get("_template", ""))))
     print(f"Next: cd {_place()} && make setup load train build serve", flush=True)
     return 0
 
@@ -87,10 +87,11 @@ def _set_modes(executable: list[str]) -> None:
             os.chmod(path, (0o777 if runs else 0o666) & ~mask)
 
 
-def _record(commit: str) -> None:
+def _record(commit: str, address: str) -> None:
     with open(RECORD, encoding="utf-8") as file:
         record = json.load(file)
     record["commit"] = commit
+    record["template"] = address or record["template"]
     with open(RECORD, "w", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

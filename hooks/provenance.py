@@ -1,4 +1,4 @@
-"""Which commit of the template a project was made from, read from git's files: hooks run no git. Python 3.10.
+"""Which template and commit a project was made from, read from git's files: hooks run no git. Python 3.10.
 
 The working files are compared with the commit's own tree, so that staged, unstaged and untracked changes all show.
 """
@@ -15,6 +15,7 @@ ARCHIVED = ".git_archival.txt"  # `git archive` writes the commit into it
 NAME = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 SUBMODULE, LINK = "160000", "120000"
 KINDS = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}
+SHORT = {"gh": "https://github.com/", "gl": "https://gitlab.com/", "bb": "https://bitbucket.org/"}  # cookiecutter's
 
 
 def commit(template: str, used: list[str]) -> str:
@@ -33,6 +34,16 @@ def commit(template: str, used: list[str]) -> str:
         return UNKNOWN
     clean = all(path in tree for path in used) and all(_same(template, path, *entry) for path, entry in tree.items())
     return head if clean else f"{head}-dirty"
+
+
+def address(template: str) -> str:
+    """Where anybody may clone the template that was baked from, without a login; empty for a place on this machine."""
+    if short := re.fullmatch(r"(gh|gl|bb):([\w.-]+/[\w.-]+)", template):
+        return f"{SHORT[short[1]]}{short[2]}.git"
+    if web := re.fullmatch(r"(?:git\+)?(https?://)(?:[^/@\s]*@)?([^@?#\s]+)", template):
+        return "" if web[2].endswith(".zip") else web[1] + web[2]
+    shell = re.fullmatch(r"(?:git\+)?(ssh://[^?#\s]+|[\w.-]+@[\w.-]+:[^?#\s]+)", template)
+    return shell[1] if shell and not re.search(r":[^/@]*@", shell[1][len("ssh://") :]) else ""
 
 
 def _archived(template: str) -> str:

@@ -157,3 +157,25 @@ def test_bake_records_the_commit(bake: Callable[..., BakedProject], template: Pa
     assert bake(template=template, project="third").record()["commit"] == f"{head}-dirty"
     git(template, "commit", "-q", "-m", "changed")
     assert bake(template=template, project="fourth").record()["commit"] == git(template, "rev-parse", "HEAD") != head
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("gh:acme/onemodel", "https://github.com/acme/onemodel.git"),
+        ("https://git.example.org/acme/onemodel.git", "https://git.example.org/acme/onemodel.git"),
+        ("git+https://me:secret@git.example.org/acme/onemodel", "https://git.example.org/acme/onemodel"),
+        ("git@git.example.org:acme/onemodel.git", "git@git.example.org:acme/onemodel.git"),
+        ("ssh://git@git.example.org/acme/onemodel", "ssh://git@git.example.org/acme/onemodel"),
+        ("ssh://me:secret@git.example.org/acme/onemodel", ""),
+        ("https://git.example.org/acme/onemodel?token=secret", ""),
+        ("https://git.example.org/acme/onemodel.zip", ""),
+        ("git+file:///srv/onemodel", ""),
+        ("/srv/onemodel", ""),
+        ("../onemodel", ""),
+        ("C:\\onemodel", ""),
+        ("", ""),
+    ],
+)
+def test_an_address_is_recorded_where_others_may_clone_it_and_no_login_and_no_path(given: str, address: str) -> None:
+    assert provenance.address(given) == address
