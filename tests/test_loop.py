@@ -169,6 +169,28 @@ def test_a_service_that_reads_the_world_bank_trains_a_champion_and_passes_its_te
     assert "is the champion" in project.service("train").stdout
     assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
     tests = [f"tests/test_{part}.py" for part in ("worldbank", "cli", "training")]
+
+
+def test_a_service_that_reads_a_warehouse_trains_a_champion_and_passes_its_tests_of_loading_and_training(
+    bake: Callable[..., BakedProject], workshop: Path
+) -> None:
+    """A real PostgreSQL, with the sample's two vintages and a reader who needs a password; packages by its own lock."""
+    project = bake(output=workshop / "sql", source="sql")
+    project.make("setup")
+    warehouse = [str(project.python), "tests/warehouse.py", "tests/sample/data/us-macro"]
+    with subprocess.Popen(warehouse, cwd=project.path, stdout=subprocess.PIPE, text=True) as postgres:
+        try:
+            assert postgres.stdout
+            env = {"WAREHOUSE_URL": postgres.stdout.readline().strip()}
+            project.service("migrate")
+            said = [project.service("load", env=env) for _ in range(3)]
+            found = [re.search(r"query/.*: (.* new|.* same|nothing new)", one.stdout + one.stderr) for one in said]
+            assert [one and re.sub(r".*\d", "n", one[1]) for one in found] == ["n new", "n same", "nothing new"]
+        finally:
+            postgres.terminate()
+    assert "is the champion" in project.service("train").stdout
+    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
+    tests = [f"tests/test_{part}.py" for part in ("sql", "cli", "training")]
     assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
 
 
