@@ -41,7 +41,7 @@ def rows(name: str, content: bytes, media_type: str) -> Iterator[Row]:
 
 
 def _csv(name: str, content: bytes) -> Iterator[Row]:
-    """Rows of one CSV after the other. With labels=both, the column "FREQ:Frequency" is FREQ, "M: Monthly" is M."""
+    """Rows of one CSV after the other. With labels=both, the column "FREQ:Frequency" is FREQ."""
     header: list[str] = []
     first: dict[str, str] = {}
     reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
@@ -55,7 +55,7 @@ def _csv(name: str, content: bytes) -> Iterator[Row]:
             if len(cells) != len(header):
                 says = f"line {reader.line_num} has {len(cells)} cells, the header {len(header)}"
                 raise SourceError(f"{name}: {says}: it was cut off; nothing of it was loaded, run again")
-            row = {column: cell.split(": ")[0].strip() for column, cell in zip(header, cells, strict=True)}
+            row = dict(zip(header, map(str.strip, cells), strict=True))
             for column in header[: header.index("TIME_PERIOD")]:
                 if row["TIME_PERIOD"] and column not in HEAD and row[column] != first.setdefault(column, row[column]):
                     raise _two(name, f"{column} {first[column]} and {row[column]}")
