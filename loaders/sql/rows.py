@@ -16,6 +16,8 @@ ZONED, LOCAL = "timestamp with time zone", "timestamp"
 NAMES = {str: "text", bool: "boolean", int: "integer", float: "float", Decimal: "decimal", date: "date"}
 KNOWN = {None, ZONED, LOCAL, *NAMES.values()}
 
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
+
 Types = dict[str, str | None]  # column to type, None for as long as it was NULL
 
 
@@ -38,9 +40,9 @@ def written(names: Sequence[str], rows: Iterable[Sequence[Any]], file: TextIO) -
             now = {name: new or types[name] for name, new in zip(names, found, strict=True)}
             if now != types or not fitting:
                 types, fitting = now, set()
-                file.write(_line(types))
+                file.write(_json(types) + "\n")
             fitting.add(found)
-        file.write(_line(list(row)))
+        file.write(_json(list(row)) + "\n")
         yield types, row
 
 
@@ -59,7 +61,3 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(found, list) or not types or len(found) != len(types):
                 raise ValueError(f"line {number} is no row that was kept")
             yield number, dict(zip(types, found, strict=True))
-
-
-def _line(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=str) + "\n"
