@@ -74,7 +74,7 @@ def _unknown(frequency: str) -> ValueError:
 
 def checked(format: str) -> str:
     """`format`, or ValueError: a directive that strptime does not know, or no year."""
-    sample = date(2001, 2, 3).strftime(format.replace("%q", "1"))
+    sample = datetime(2001, 2, 3, tzinfo=UTC).strftime(format.replace("%q", "1"))
     if moment(sample, format).year != 2001:
         raise ValueError(f"{format!r} names no year")
     return format
