@@ -33,7 +33,7 @@ def apart(url: str, declared: Contract, rows: int, folder: Path) -> list[dict[st
     """What lies before the batches: parsing the file, and keeping its bytes."""
     path = folder / f"{LATEST:%Y-%m-%d}.csv"
     count = csv_file(path, rows // SERIES)
-    (source, options), series = run.reader(declared, "bench"), declared.of_source("bench")
+    (source, options), series = run.sources.reader(declared, "bench"), declared.of_source("bench")
     with connect(url, "loader") as connection:
         ids = observations.series_ids(connection, "bench", series)
         begun = time.perf_counter()

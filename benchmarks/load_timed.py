@@ -26,7 +26,7 @@ def ours(
     """Seconds of the product's own path from parsed batches to COMMIT, and what it counted."""
     with connect(url, "loader") as connection:
         ids = registered(connection, declared)
-        one = run.Run(connection, declared, "bench", *run.reader(declared, "bench"), quiet)
+        one = run.Run(connection, declared, "bench", *run.sources.reader(declared, "bench"), quiet)
         begun = time.perf_counter()
         counted = one._commit(entry(f"{known}", known), found(ids))
         return time.perf_counter() - begun, counted

@@ -94,8 +94,10 @@ def _load_words(verb: Callable[..., argparse.ArgumentParser]) -> None:
 examples:
   model_service load --dry-run          # what would be new, changed, vanished; each payload against what is held
   model_service load --from 2016-01-01 --to 2016-06-30    # known in these days; stopped and run again, it goes on
+  model_service load --follow             # goes on until SIGTERM or Ctrl-C, by each source's poll_seconds
   model_service load --correct 3 --reason "rate was read as thousands"    # after service.toml was mended
 """)  # fmt: skip
+    load.add_argument("--follow", action="store_true", help="go on: look again and again, follow streams")
     load.add_argument("--dry-run", action="store_true", help="say what a load would do, and do nothing")
     load.add_argument("--from", dest="first", type=_date, metavar="DATE", help="only what became known then or later")
     load.add_argument("--to", dest="last", type=_date, metavar="DATE", help="only what became known then or before")

@@ -54,6 +54,7 @@ class Source(BaseModel):
     kind: str
     max_vanished: Share = 0.05  # of what was held, that a complete payload may lack
     cadence_days: Annotated[float, Field(gt=0)] | None = None  # between two times that something new becomes known
+    poll_seconds: Annotated[float, Field(gt=0)] | None = None  # between two looks of `load --follow`
 
     @property
     def options(self) -> dict[str, Any]:
@@ -217,6 +218,10 @@ class Contract(Section):
         """As declared, or the period of its finest series."""
         periods = [CADENCE_DAYS[series.frequency] for series in self.of_source(source).values()]
         return self.source[source].cadence_days or min(periods, default=366)
+
+    def poll_seconds(self, source: str) -> float:
+        """As declared, or a hundredth of the cadence, at least a minute and at most six hours."""
+        return self.source[source].poll_seconds or min(max(self.cadence_days(source) * 864, 60), 21_600)
 
 
 def load(path: Path) -> Contract:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,7 @@ class Ask:
     held, None where nothing is; what was fetched counts once it is committed. positions: up to where each part of the
     source was read, as the payloads' `moves` say, likewise. pace: the providers' budgets. mark: how the payload of that
     name looked when it was last read by today's rules, "" when it never was; one that still looks so needs no bytes.
+    until: a stream is followed until this is set; None: it ends where it ends now.
     """
 
     root: Path
@@ -57,6 +59,7 @@ class Ask:
     positions: Callable[[], Mapping[str, str]] = dict
     pace: Pace = Pace()
     mark: Callable[[str], str] = lambda name: ""
+    until: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,22 @@
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psycopg
 from pydantic import BaseModel
 
 from model_service import digests, freshness
-from model_service.contract import Contract, Series, Source
+from model_service.contract import Contract, Series
 from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Window, batches, checks, kept, sources
 from model_service.loader.web import Web
-from model_service.mistakes import validate
 from model_service.periods import instant
 from model_service.settings import who
 from model_service.store import ledger, quarantine, raw
@@ -40,29 +40,37 @@ def load(
     it). `dry` says what a load would do and does nothing. Raises UsageError for options that this loader does not know,
     SourceError for what cannot be fetched or split.
     """
-    results: list[Result] = []
-    for dataset in contract.source:
-        source, options = reader(contract, dataset)
-        with connect(url, "loader") as connection, ledger.claim(connection, dataset) as holder:
-            if holder:
+    return [result for dataset in contract.source for result in one(contract, url, dataset, root, say, dry, window)]
+
+
+def one(
+    contract: Contract, url: str, dataset: str, root: Path, say: Say, dry: bool = False, window: Window = ALWAYS,
+    until: Event | None = None, turn: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  it holds nothing
+) -> list[Result]:  # fmt: skip
+    """Loads one source, as `load` does. `until`: no payload is begun once it is set; `turn` is held for each."""
+    source, options = sources.reader(contract, dataset)
+    with connect(url, "loader") as connection, ledger.claim(connection, dataset) as holder:
+        if holder:
+            if until is None:
                 say(f"{dataset}: {holder} is at it; nothing to do here")
-                results.append({"dataset": dataset, "outcome": "held", "by": holder})
-                continue
-            run = Run(connection, contract, dataset, source, options, say, dry)
-            with run.attempt() as ended:
-                done = [run.payload(payload) for payload in source.fetch(options, run.ask(root, window))]
-                outcomes = {result["outcome"] for result in done}
-                ended["detail"] = f"{len(done)} payloads"
-                ended["outcome"] = (
-                    "blocked" if "blocked" in outcomes else "done" if "loaded" in outcomes else "nothing new"
-                )
-            fresh = freshness.of(connection, contract, dataset, datetime.now(UTC))
-            if any(fresh.states.values()):
-                say(f"{dataset}: {fresh.says}")
-            results += [result | {"stale": fresh.states} for result in done]
-            if "loaded" in outcomes:
-                renew(connection, say)
-    return results
+            return [{"dataset": dataset, "outcome": "held", "by": holder}]
+        run = Run(connection, contract, dataset, source, options, say, dry)
+        done: list[Result] = []
+        with run.attempt() as ended:
+            for payload in source.fetch(options, run.ask(root, window, until)):
+                with turn:
+                    if until and until.is_set():
+                        break
+                    done.append(run.payload(payload))
+            outcomes = {result["outcome"] for result in done}
+            ended["detail"] = f"{len(done)} payloads"
+            ended["outcome"] = "blocked" if "blocked" in outcomes else "done" if "loaded" in outcomes else "nothing new"
+        fresh = freshness.of(connection, contract, dataset, datetime.now(UTC))
+        if any(fresh.states.values()):
+            say(f"{dataset}: {fresh.says}")
+        if "loaded" in outcomes:
+            renew(connection, say)
+    return [result | {"stale": fresh.states} for result in done]
 
 
 def again(contract: Contract, url: str, load_id: int, kind: str, reason: str, say: Say) -> Result:
@@ -79,7 +87,7 @@ def again(contract: Contract, url: str, load_id: int, kind: str, reason: str, sa
         with ledger.claim(connection, dataset) as holder:
             if holder:
                 raise ServiceError(f"{dataset}: {holder} is at it; try again when it is done")
-            run = Run(connection, contract, dataset, *reader(contract, dataset), say)
+            run = Run(connection, contract, dataset, *sources.reader(contract, dataset), say)
             with run.attempt() as ended:
                 result = run.again(found, kind, reason)
                 ended |= {"outcome": "done" if result["outcome"] == "loaded" else result["outcome"],
@@ -122,14 +130,14 @@ class Run:
         self.rules_hash = digests.of_json([self.rules | {"options": read_by}, self.source.PARSER_VERSION])
         self.head = ledger.head(self.connection, self.dataset)
 
-    def ask(self, root: Path, window: Window) -> Ask:
+    def ask(self, root: Path, window: Window, until: Event | None = None) -> Ask:
         def newest(series: str) -> datetime | None:
             return ledger.newest(self.connection, self.dataset, [series], None)
 
         def positions() -> dict[str, str]:
             return ledger.positions(self.connection, self.dataset)
 
-        return Ask(root, window, self.series, newest, positions, Pace(self.connection), mark=self.mark)
+        return Ask(root, window, self.series, newest, positions, Pace(self.connection), self.mark, until)
 
     def mark(self, name: str) -> str:
         return ledger.mark(self.connection, self.dataset, name, self.rules_hash)
@@ -155,6 +163,8 @@ class Run:
         key = digests.of_json([self.dataset, request, sha256, self.rules_hash, turn])
         if ledger.committed(self.connection, key):
             self.say(f"{payload.name}: nothing new")
+            if self.head and not self.dry:
+                ledger.move(self.connection, self.dataset, payload.moves, self.head)
             self._remember(payload)
             return result | {"outcome": "nothing new", "sha256": sha256}
         if not self.dry:
@@ -181,11 +191,13 @@ class Run:
         if kind == "correction" and last_rules == self.rules_hash:
             self.say(f"{found['request']['file']}: load {last} read it by these rules: mend service.toml first")
             return {"outcome": "nothing new"}
+        unknown = not found["complete"] and any(name is None for _, name in taken)  # whom it speaks of, then
         entry = ledger.Entry(
             dataset=self.dataset, load_key=digests.of_json([found["load_key"], kind, last, sorted(taken.values())]),
             request=found["request"], payload_sha256=found["payload_sha256"], rules=self.rules,
             rules_hash=self.rules_hash, parser_version=self.source.PARSER_VERSION, code_version=digests.of_code(),
-            started_at=datetime.now(UTC), observed_at=found["observed_at"], scope=found["scope"] or list(self.series),
+            started_at=datetime.now(UTC), observed_at=found["observed_at"],
+            scope=list(self.series) if unknown or not found["scope"] else found["scope"],
             complete=found["complete"] and kind == "correction", kind=kind, origin=found["load_id"], who=who(),
             reason=reason,
         )  # fmt: skip
@@ -289,10 +301,3 @@ def renew(connection: Connection, say: Say) -> None:
         connection.execute("VACUUM (ANALYZE) observation")
     except psycopg.Error as error:
         say(f"statistics were not renewed, reads may be slower until autovacuum does: {str(error).splitlines()[0]}")
-
-
-def reader(contract: Contract, dataset: str) -> tuple[sources.Kind, BaseModel]:
-    """The module that reads a dataset, and its keys of service.toml; raises UsageError: no such kind, wrong key."""
-    declared, where = contract.source[dataset], f"source.{dataset}"
-    source = sources.of(declared.kind, where)
-    return source, validate(source.Options, declared.options, f"service.toml, [{where}]", Source.model_fields)

@@ -25,6 +25,10 @@ def load(arguments: Namespace) -> int:
     if (arguments.correct is None) != (arguments.reason is None):
         raise UsageError("--correct LOAD and --reason TEXT go together")
     window = Window(arguments.first, arguments.last)
+    if arguments.follow:
+        if arguments.correct is not None or arguments.dry_run or window != Window():
+            raise UsageError("--follow loads what comes: leave out --correct, --dry-run, --from and --to")
+        return _follow(arguments)
     if arguments.correct is not None:
         if arguments.dry_run or window != Window():
             raise UsageError("--correct reads the kept bytes of one load: leave out --dry-run, --from and --to")
@@ -43,6 +47,17 @@ def load(arguments: Namespace) -> int:
     none = "nothing new" if window == Window() else "there is no payload in this window"
     put(arguments, results, text if outcomes else none)
     return Blocked.exit_code if "blocked" in outcomes else 0
+
+
+def _follow(arguments: Namespace) -> int:
+    from model_service.loader.follow import follow
+
+    contract = declared()
+    with database() as url:
+        found = follow(contract, url, settings.root(), say, lambda: record_forecast(contract, url))
+    lines = [f"{name}: {', '.join(f'{count} {what}' for what, count in one.items())}" for name, one in found.items()]
+    put(arguments, found, "\n".join(["stopped", *lines]))
+    return 0
 
 
 def _again(arguments: Namespace, url: str, number: int, kind: str) -> int:
