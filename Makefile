@@ -7,7 +7,7 @@ UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11
 # Without its bytecode kept, every command compiles all of its packages anew: seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-load bench-asof bench-train lock clean
+.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-kafka bench-load bench-asof bench-train lock clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -19,7 +19,7 @@ demo:  ## From default answers to a served forecast; stays until Ctrl-C (ONCE=1:
 test: .venv/test.synced  ## All tests that this machine can run, and a list of what was left out (ARGS="-k bake")
 	@$(VENV) -m pytest $(ARGS)
 
-bench: bench-bake bench-load bench-asof bench-train bench-gate bench-crash  ## Every benchmark
+bench: bench-bake bench-load bench-asof bench-train bench-gate bench-kafka bench-crash  ## Every benchmark
 
 bench-bake: .venv/demo.synced  ## Time of a bake against plain cookiecutter with empty hooks; writes build/bench/bake.json
 	@$(VENV) benchmarks/bake.py
@@ -35,6 +35,9 @@ bench-train: .venv/demo.synced  ## Memory of training with 1,000 series against 
 
 bench-gate: .venv/demo.synced  ## Planted faults that the gate must name, and clean retrains; writes build/bench/gate.json (ARGS=--quick)
 	@benchmarks/in_project.sh benchmarks/gate.py $(ARGS)
+
+bench-kafka: .venv/demo.synced  ## A million messages while loaders, broker and claims are shot down, and the delay (MESSAGES, KILLS, SECONDS)
+	@SOURCE=kafka benchmarks/in_project.sh benchmarks/kafka.py
 
 bench-crash: .venv/demo.synced  ## 1,000 kills of loader and database, and other faults, in every phase of a load (KILLS=60: fewer)
 	@$(VENV) benchmarks/crash.py

@@ -27,6 +27,7 @@ DEFAULT_IMAGES = {
     "PROMETHEUS_IMAGE": "prom/prometheus:v3.5.0",
     "ELASTICSEARCH_IMAGE": "docker.elastic.co/elasticsearch/elasticsearch:9.5.3",
     "REGISTRY_IMAGE": "registry:2.8.3",
+    "KAFKA_IMAGE": "apache/kafka:4.1.1",
 }
 NOISE = {
     "MAKEFLAGS",

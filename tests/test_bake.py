@@ -25,6 +25,7 @@ CHOICES = [
     {"source": "sdmx"},
     {"source": "worldbank"},
     {"source": "sql"},
+    {"source": "kafka"},
     {"python_version": "3.12"},
     {"python_version": "3.11", "licence": "BSD-3-Clause"},
     {"licence": "Apache-2.0", "image_registry": "ghcr.io/acme"},
