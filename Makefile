@@ -36,7 +36,7 @@ bench-train: .venv/demo.synced  ## Memory of training with 1,000 series against 
 bench-gate: .venv/demo.synced  ## Planted faults that the gate must name, and clean retrains; writes build/bench/gate.json (ARGS=--quick)
 	@benchmarks/in_project.sh benchmarks/gate.py $(ARGS)
 
-bench-kafka: .venv/demo.synced  ## A million messages while loaders, broker and claims are shot down, and the delay (MESSAGES, KILLS, SECONDS)
+bench-kafka: .venv/demo.synced  ## A million messages while loaders, broker and claims are shot down, and the delay (MESSAGES, KILLS, LIVE)
 	@SOURCE=kafka benchmarks/in_project.sh benchmarks/kafka.py
 
 bench-crash: .venv/demo.synced  ## 1,000 kills of loader and database, and other faults, in every phase of a load (KILLS=60: fewer)

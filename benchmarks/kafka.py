@@ -1,9 +1,9 @@
 """A million messages of Kafka while copies of the loader, the broker and the claim are shot down; and the delay.
 
-MESSAGES=1000000, KILLS=20 kills -9 of the copy that reads, RESTARTS=3 kills of the broker, TAKEN=10 claims taken away
-in the middle of a batch, REBALANCES=5 of the consumer group; then SECONDS=60 at 1,000 messages a second. An oracle made
-from what the broker took counts what was lost and what stands twice; it must see what is planted at the end. Prints a
-table, writes build/bench/kafka.json. Needs Docker; KAFKA_IMAGE names the broker's image.
+MESSAGES=1000000 (at RATE a second, 0: as they are taken), KILLS=20 kills -9 of the copy that reads, RESTARTS=3 of the
+broker, TAKEN=10 claims taken away in the middle of a batch, REBALANCES=5 of the consumer group; then LIVE=60 seconds at
+1,000 messages a second. An oracle made from what the broker took counts what was lost and what stands twice; it must see
+what is planted at the end. Prints a table, writes build/bench/kafka.json. Needs Docker and KAFKA_IMAGE.
 """
 
 import os
@@ -41,7 +41,7 @@ def planted(stream: Stream) -> dict[str, int]:
 
 def main() -> None:
     """Strikes, judges, measures and prints; a missed goal is reported, never a failure."""
-    count, seconds = asked("MESSAGES", 1_000_000), asked("SECONDS", 60)
+    count, seconds = asked("MESSAGES", 1_000_000), asked("LIVE", 60)
     with tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True) as folder:
         database = get_server(Path(folder) / "postgres", cleanup_mode="stop")
         broker = Broker()
@@ -58,7 +58,7 @@ def main() -> None:
                 print(f"\rfault {number} of {len(faults)}, {time.monotonic() - began:.0f} s", end="", file=sys.stderr)
 
             try:
-                stream.strike(count, faults, progress)
+                stream.strike(count, asked("RATE", 0), faults, progress)
                 lasted, verdict = time.monotonic() - began, stream.judge()
                 delays = sorted(stream.delays(seconds, 1_000)) if seconds else []
                 after, seen = stream.judge(), planted(stream)

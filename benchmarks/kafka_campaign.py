@@ -42,6 +42,12 @@ time = {{ field = "day" }}
 """
 SERIES_TOML = '[series.S{0}]\nsource = "stream"\nfrequency = "day"\nunit = "1"\nrelease_lag_days = 0\n'
 
+# Of the copies that hold a claim in this database; advisory locks are taken for nothing else but within a commit.
+TAKE_AWAY = (
+    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
 
 @dataclass
 class Feed:
@@ -107,6 +113,8 @@ class Stream:
     root: Path
     feed: Feed
     copies: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    logs: dict[int, Path] = field(default_factory=dict)
+    started: int = 0
     faults: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __post_init__(self) -> None:
@@ -116,8 +124,11 @@ class Stream:
 
     def run(self, *words: str) -> subprocess.Popen[bytes]:
         env = {**os.environ, "PROJECT_ROOT": str(self.root), "DATABASE_URL": self.url}
-        with (self.root / "log").open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "model_service", *words], env=env, stdout=log, stderr=log)
+        self.started += 1
+        with (self.root / f"log{self.started}").open("wb") as log:
+            one = subprocess.Popen([sys.executable, "-m", "model_service", *words], env=env, stdout=log, stderr=log)
+        self.logs[one.pid] = Path(log.name)
+        return one
 
     def start(self) -> None:
         self.copies.append(self.run("load", "--follow"))
@@ -134,7 +145,7 @@ class Stream:
         ends = time.monotonic() + 900
         while self.loaded() < count:
             if time.monotonic() > ends:
-                raise RuntimeError(f"{self.loaded()} of {count} loaded: see {self.root / 'log'}")
+                raise RuntimeError(f"{self.loaded()} of {count} loaded: {self.tail()}")
             time.sleep(0.02)
 
     def at_it(self) -> int:
@@ -153,11 +164,9 @@ class Stream:
 
     def take_away(self) -> None:
         """The reading copy loses its claim in the middle of what it does: the other one takes over."""
-        taken = self.rows(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        )
-        self.faults["claim taken away"] += bool(taken[0][0])
+        while not self.rows(TAKE_AWAY):
+            time.sleep(0.05)
+        self.faults["claim taken away"] += 1
 
     def rebalance(self) -> None:
         """Somebody joins the loader's group, is given the partitions, and commits their ends."""
@@ -174,10 +183,12 @@ class Stream:
         self.broker.restart()
         self.faults["broker killed"] += 1
 
-    def strike(self, count: int, faults: list[Callable[[], None]], progress: Callable[[int], None]) -> None:
+    def strike(
+        self, count: int, rate: float, faults: list[Callable[[], None]], progress: Callable[[int], None]
+    ) -> None:
         """Loads so many messages with the faults spread over them; the copies end by a signal."""
         before = self.loaded()
-        thread = threading.Thread(target=self.feed.send, args=[count])
+        thread = threading.Thread(target=self.feed.send, args=[count, rate])
         thread.start()
         for _ in range(2):
             self.start()
@@ -192,11 +203,16 @@ class Stream:
 
     def end(self) -> None:
         for one in self.copies:
+            while "follows its stream" not in self.logs[one.pid].read_text():  # before, a signal just ends it
+                time.sleep(0.05)
             one.terminate()
         codes = [one.wait(60) for one in self.copies]
         self.copies.clear()
         if any(codes):
-            raise RuntimeError(f"copies ended with {codes}: see {self.root / 'log'}")
+            raise RuntimeError(f"copies ended with {codes}: {self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(log.read_text()[-2000:] for log in list(self.logs.values())[-3:])
 
     def judge(self) -> dict[str, int]:
         """Compares what stands with what the broker took: messages lost and doubled, and what is otherwise wrong."""
