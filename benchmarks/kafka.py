@@ -2,8 +2,8 @@
 
 MESSAGES=1000000 (at RATE a second, 0: as they are taken), KILLS=20 kills -9 of the copy that reads, RESTARTS=3 of the
 broker, TAKEN=10 claims taken away in the middle of a batch, REBALANCES=5 of the consumer group; then LIVE=60 seconds at
-1,000 messages a second. An oracle made from what the broker took counts what was lost and what stands twice; it must see
-what is planted at the end. Prints a table, writes build/bench/kafka.json. Needs Docker and KAFKA_IMAGE.
+1,000 messages a second. An oracle made from what the broker took counts what was lost and what stands twice; it must
+see what is planted at the end. Prints a table, writes build/bench/kafka.json. Needs Docker and KAFKA_IMAGE.
 """
 
 import os
