@@ -59,11 +59,11 @@ class Part:
         return f"{self.topic}/{self.number}"
 
     def take(self, message: kafka.Message) -> None:
-        now, stamp = time.time_ns() // 1000, message.timestamp()[1]
+        now, stamp, offset = time.time_ns() // 1000, message.timestamp()[1], message.offset() or 0
         self.known = max(self.known + 1, min(stamp * 1000, now) if stamp > 0 else now)
         self.since = self.since if self.waiting else time.monotonic()
-        self.waiting.append(Message(message.offset(), stamp, self.known, message.key(), message.value()))
-        self.size, self.offset = self.size + len(message), message.offset() + 1
+        self.waiting.append(Message(offset, stamp, self.known, message.key(), message.value()))
+        self.size, self.offset = self.size + len(message), offset + 1
 
     def give(self, schemas: Mapping[str, str], options: Options, series: Mapping[str, Series], path: Path) -> Payload:
         """What waits, as a payload that moves the partition; nothing waits then."""
@@ -98,15 +98,17 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
         while not ask.until or not (ask.until.is_set() or time.monotonic() > began + TURN_SECONDS):
             messages = consumer.consume(at_once, 0.05)
             for message in messages:
-                error, name = message.error(), f"{message.topic()}/{message.partition()}"
-                if error is None:
+                problem, name = message.error(), f"{message.topic()}/{message.partition()}"
+                if problem is None:
                     _learn(message.value(), schemas, options, ask)
                     parts[name].take(message)
-                elif error.code() == KafkaError._PARTITION_EOF:  # what is between is of transactions, or was compacted
+                elif (
+                    problem.code() == KafkaError._PARTITION_EOF
+                ):  # what is between is of transactions, or was compacted
                     parts[name].high = min(parts[name].high, parts[name].offset)
                 else:
                     _parts(consumer, options, ask, trouble)  # says it better where the place is out of range
-                    raise SourceError(f"{name}: {error.str()}; what was loaded before stands")
+                    raise SourceError(f"{name}: {problem.str()}; what was loaded before stands")
             for part in parts.values():
                 full = len(part.waiting) >= options.batch_rows or part.size >= BATCH_BYTES
                 old = len(messages) < at_once and time.monotonic() > part.since + options.batch_seconds
