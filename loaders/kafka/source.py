@@ -102,9 +102,7 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
                 if problem is None:
                     _learn(message.value(), schemas, options, ask)
                     parts[name].take(message)
-                elif (
-                    problem.code() == KafkaError._PARTITION_EOF
-                ):  # what is between is of transactions, or was compacted
+                elif problem.code() == KafkaError._PARTITION_EOF:  # up to `high` are marks of transactions, or nothing
                     parts[name].high = min(parts[name].high, parts[name].offset)
                 else:
                     _parts(consumer, options, ask, trouble)  # says it better where the place is out of range
