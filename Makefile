@@ -45,6 +45,7 @@ bench-crash: .venv/demo.synced  ## 1,000 kills of loader and database, and other
 lock: .venv/demo.synced  ## Write requirements/*.txt anew from pyproject.toml
 	@$(UV_COMPILE) --group test -o requirements/test.txt
 	@$(UV_COMPILE) --group demo -c requirements/test.txt -o requirements/demo.txt
+	@$(UV_COMPILE) --group published -c '{{cookiecutter.project}}/requirements/dev.txt' -o requirements/published.txt
 
 clean:  ## Remove build/ and .venv
 	rm -rf build .venv

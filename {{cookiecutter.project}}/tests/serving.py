@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from conftest import ROOT, SAMPLE
 
-from model_service import artifact, contract, features, forecasting, periods
+from model_service import artifact, contract, explain, features, forecasting, periods
 
 POISON = 1e6  # an input above it makes the made-up graph fail: a bug, seen from outside
 DEAD = "postgresql://reader:s3cret%21word@127.0.0.1:1/none"  # nothing listens there
@@ -97,7 +97,16 @@ def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
         "golden.json": {"instances": rows.tolist(), "forecasts": (rows @ made.weights).tolist(), "tolerance": 1e-6},
         "held.json": forecasting.held_answer(declared, head, {"model": [], "baseline": []}, last, [5.0] * ahead, 4.9),
     }
+    texts[explain.FILE] = explanation(made, declared)
     return {name: json.dumps(text).encode() for name, text in texts.items()} | {"model.onnx": model.SerializeToString()}
+
+
+def explanation(made: Project, declared: contract.Contract) -> dict[str, Any]:
+    """Of the linear model: around the means 1, 2, 3 and so on; a change starts from the first input."""
+    center = np.arange(1.0, len(made.inputs) + 1)
+    weights = made.weights.T - (np.eye(len(made.inputs))[0] if declared.target.transform == "difference" else 0)
+    horizons = [{"base": float(one @ center), "center": center.tolist(), "weights": one.tolist()} for one in weights]
+    return {"method": "linear", "deviation": 1.0, "horizons": horizons}
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:

@@ -17,7 +17,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from serving import DEAD, POISON, SAMPLE, Project, Server, make_project, serve
 
-from model_service import artifact
+from model_service import artifact, explain
 from model_service.contract import Contract
 from model_service.loader import run
 
@@ -189,7 +189,7 @@ def test_a_body_above_the_limit_is_413(service: Running, announced: bool) -> Non
 
 
 def test_unknown_path_and_wrong_method(service: Running) -> None:
-    for path in ("/nowhere", "/", "/v1/forecast/", "/healthz", "/schema.json"):
+    for path in ("/nowhere", "/v1", "/v1/forecast/", "/healthz", "/schema.json"):
         problem(service.client.get(path), 404)
     refused = service.client.get("/v1/predict")
     problem(refused, 405)
@@ -346,7 +346,8 @@ def test_golden_examples_that_do_not_come_out_are_not_ready(tmp_path: Path) -> N
     golden = json.loads((folder / "golden.json").read_text())
     golden["forecasts"][0][0] += 0.1
     (folder / "golden.json").write_text(json.dumps(golden))
-    (folder / "SHA256SUMS").write_bytes(artifact.sums({name: (folder / name).read_bytes() for name in artifact.FILES}))
+    names = [*artifact.FILES, explain.FILE]
+    (folder / "SHA256SUMS").write_bytes(artifact.sums({name: (folder / name).read_bytes() for name in names}))
     with serve(made, "uvicorn") as server:
         assert "golden" in problem(httpx.get(f"{server.url}/readyz"), 503)["detail"]
 

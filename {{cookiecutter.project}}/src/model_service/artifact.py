@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from model_service.errors import ServiceError
 from model_service.features import Floats
 
 FILES = ("card.json", "golden.json", "held.json", "model.onnx")
-ALSO = ("backtest.json",)  # what older models have not
+ALSO = ("backtest.json", "explain.json")  # what older models have not
 SUMS = "SHA256SUMS"
 REGISTRY = "registry.json"
+DATATYPES = {"tensor(double)": "FP64", "tensor(float)": "FP32", "tensor(int64)": "INT64"}
 REPORT = "report.html"  # of its training, for people; no part of the model
 
 
@@ -64,6 +66,15 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """What goes into the graph, or comes out: type by the Open Inference Protocol, -1 for as many rows as there are."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
 class Model:
     """A model, ready to answer, from its files (in `folder`, where they are on disk); F inputs, H horizons."""
 
@@ -74,6 +85,7 @@ class Model:
         self.card: dict[str, Any] = json.loads(files["card.json"])
         self.held: dict[str, Any] = json.loads(files["held.json"])
         self.golden: dict[str, Any] = json.loads(files["golden.json"])
+        self.explain = files.get("explain.json")  # read by who explains
         self.inputs: list[str] = self.card["inputs"]
         self.horizons: list[int] = self.card["horizons"]
         self.name = {"version": version, "digest": self.digest}
@@ -81,6 +93,8 @@ class Model:
             self._session = session(files["model.onnx"])
         except Exception as error:
             raise ArtifactError(f"model {self.digest}: ONNX Runtime cannot read model.onnx: {error}") from None
+
+        self.takes, self.gives = map(_tensors, (self._session.get_inputs(), self._session.get_outputs()))
 
     def predict(self, rows: Floats) -> Floats:
         """Inputs float64 [N, F] to forecasts float64 [N, H], in the target's unit."""
@@ -95,6 +109,13 @@ class Model:
         worst = float(np.abs(made - np.array(self.golden["forecasts"])).max())
         if not worst <= self.golden["tolerance"]:
             raise ArtifactError(f"golden examples are off by {worst:g} (at most {self.golden['tolerance']:g})")
+
+
+def _tensors(signature: Sequence[Any]) -> list[Tensor]:
+    return [
+        Tensor(one.name, DATATYPES[one.type], [size if isinstance(size, int) else -1 for size in one.shape])
+        for one in signature
+    ]
 
 
 def load(folder: Path) -> Model:

@@ -110,10 +110,17 @@ def answer(
 
     Raises UnknownHorizon, NoDataYet, InputsMissing, read.UnknownDataVersion, psycopg.OperationalError.
     """
-    check_fit(contract, model)
     wanted = trained(model, horizons)
+    return body(contract, model, asked(contract, model, connection, known_at, data_version), wanted)
+
+
+def asked(
+    contract: Contract, model: Model, connection: Connection, known_at: datetime | None, data_version: str | None
+) -> Known:
+    """What `model` makes its answer of, by both clocks; raises as `answer` does."""
+    check_fit(contract, model)
     version = read.data_version(connection, data_version)
-    return body(contract, model, known_inputs(contract, connection, known_at or datetime.now(UTC), version), wanted)
+    return known_inputs(contract, connection, known_at or datetime.now(UTC), version)
 
 
 def body(contract: Contract, model: Model, known: Known, wanted: list[int]) -> dict[str, Any]:

@@ -64,8 +64,17 @@ def _problem(request: Request, error: Exception) -> Problem:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    """The problem document, with `request_id` and `errors` (field, detail) beside the standard members."""
+    """The problem document, with `request_id` and `errors` (field, detail) beside the standard members.
+
+    Below /v2 it is what the Open Inference Protocol says.
+    """
     problem = _problem(request, error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if problem.status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
+        headers["Retry-After"] = str(RETRY_SECONDS)
+    if f"{request.url.path}/".startswith("/v2/"):
+        content = json.dumps({"error": problem.detail}, ensure_ascii=False).encode("utf-8", "replace")
+        return Response(content, problem.status, headers, "application/json")
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -76,9 +85,6 @@ async def _answer(request: Request, error: Exception) -> Response:
     }
     if problem.mistakes:
         body["errors"] = [{"field": field, "detail": detail} for field, detail in problem.mistakes]
-    headers = dict(getattr(error, "headers", None) or {})
-    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(RETRY_SECONDS)
     content = json.dumps(body | problem.more, ensure_ascii=False).encode("utf-8", "replace")
     return Response(content, problem.status, headers, "application/problem+json")
 

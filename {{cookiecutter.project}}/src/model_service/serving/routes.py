@@ -1,32 +1,33 @@
-"""The routes, in one FastAPI app, and what they take: parameters, and the body of /v1/predict."""
+"""The app: the routes of /v1, and those around them."""
 
 import asyncio
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from itertools import chain, islice
+from datetime import datetime
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, Query, Request
 from starlette.responses import HTMLResponse, Response
 
-from model_service import forecasting
-from model_service.features import Floats
-from model_service.serving import edge
-from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, wrong
+from model_service import explain, forecasting
+from model_service.serving import body, edge, inference, page, schema
+from model_service.serving.edge import Problem, wrong
 from model_service.serving.runtime import Runtime
-from model_service.telemetry import request_id
 
-EXAMPLE = {"instances": [{"NAME": 0.0}]}
-BODY = {"content": {"application/json": {"schema": {"type": "object"}, "example": EXAMPLE}}, "required": True}
-CARD_FIELDS = ("target", "inputs", "horizons", "estimator", "trained_as_of", "intervals", "metrics")
-Horizon = Annotated[list[int] | None, Query(description="periods ahead; repeat it for several; left out: all")]
-AsOf = Annotated[str | None, Query(description="what the world knew then; a plain date means its end, UTC")]
-Version = Annotated[str | None, Query(description="`sha256:...` of an earlier answer; left out: the newest")]
+CARD_FIELDS = (
+    "task", "target", "inputs", "input_range", "horizons", "estimator", "chosen", "seed", "trained_as_of",
+    "inputs_known_until", "loads", "data_hash", "git_commit", "source_hash", "lock_hash", "intervals", "metrics",
+    "gate", "overruled",
+)  # fmt: skip
+CLOCKS = ("as_of", "data_version")
+VERSION = re.compile(r"sha256:[0-9a-f]{64}")
+Horizon = Annotated[list[int] | None, Query()]
+Clock = Annotated[str | None, Query()]
+FORMS = '{"instances": [{...}]}, or {"horizon": [...], "as_of": "...", "data_version": "..."} with any or none of them'
 
 
 def build(runtime: Runtime) -> FastAPI:
@@ -41,86 +42,143 @@ def build(runtime: Runtime) -> FastAPI:
     service, limits = runtime.contract.service, runtime.contract.serving
     app = FastAPI(title=service.name, description=service.description, lifespan=lifespan, redirect_slashes=False)
     edge.install(app)
+    answers = schema.install(app, runtime.contract)
 
-    @app.get("/v1/forecast", response_class=Response)
+    @app.get("/v1/forecast", response_class=Response, responses=answers("Forecast", 404, 422, 503))
     async def forecast(
-        request: Request, horizon: Horizon = None, as_of: AsOf = None, data_version: Version = None
+        request: Request, horizon: Horizon = None, as_of: Clock = None, data_version: Clock = None
     ) -> Response:
         """The target at each horizon, with intervals."""
-        _no_others(request, {"horizon", "as_of", "data_version"})
-        body = await runtime.forecast(_known_at(as_of), data_version, horizon)
-        runtime.metrics.predictions.labels("/v1/forecast").inc()
-        more = {"as_of": body["as_of"], "degraded": body["degraded"]}
-        _audit(runtime, "/v1/forecast", dict(request.query_params), body["forecasts"], more)
-        return _json(body)
+        _no_others(request, {"horizon", *CLOCKS})
+        made = await runtime.forecast(_known_at(as_of), _version(data_version), horizon)
+        runtime.answered("/v1/forecast", dict(request.query_params), made["forecasts"], 1,
+                         as_of=made["as_of"], degraded=made["degraded"])  # fmt: skip
+        return _json(made)
 
-    @app.post("/v1/predict", response_class=Response, openapi_extra={"requestBody": BODY})
+    @app.post("/v1/predict", **answers.posted("Instances", "Predictions"))
     async def predict(request: Request) -> Response:
         """The target at each horizon for given inputs; /v1/model lists them."""
         model = runtime.model
-        rows = _parse(await _body(request, limits.timeout_seconds), model.inputs, limits.max_instances)
-        strange = _outside(rows, model.inputs, model.card.get("input_range", {}))
-        if limits.out_of_range == "reject" and any(strange):
-            places = (f"instances.{number}.{name}" for number, row in enumerate(strange) for name in row)
-            raise wrong((place, "is outside the range seen in training") for place in places)
-        values = model.predict(rows) if len(rows) < 100 else await asyncio.to_thread(model.predict, rows)
-        if wild := np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-            raise wrong((f"instances.{number}", "gives no finite forecast") for number in wild)
+        given = body.mapping(await body.read(request, limits.timeout_seconds), {"instances"}, '{"instances": [{...}]}')
+        rows = body.instances(given.get("instances"), model.inputs, limits.max_instances)
+        strange = body.outside(rows, model.inputs, model.card.get("input_range", {}), limits.out_of_range == "reject")
+        values = body.finite(model.predict(rows) if len(rows) < 100 else await asyncio.to_thread(model.predict, rows))
         predictions: list[dict[str, Any]] = []
         for row, names in zip(values.tolist(), strange, strict=True):
             prediction = {f"horizon_{horizon}": value for horizon, value in zip(model.horizons, row, strict=True)}
             predictions.append(prediction | ({"out_of_range": names} if names else {}))
-        runtime.metrics.predictions.labels("/v1/predict").inc(len(rows))
-        _audit(runtime, "/v1/predict", {"names": model.inputs, "rows": rows.tolist()}, predictions, {})
+        runtime.answered("/v1/predict", {"names": model.inputs, "rows": rows.tolist()}, predictions, len(rows))
         return _json({"model": model.name, "predictions": predictions})
 
-    @app.get("/v1/model", response_class=Response)
-    async def card() -> Response:
-        """The model that answers, and its card's figures."""
-        model = runtime.model
-        names = {"service": service.name, **model.name, "image_digest": _image()}
-        return _json(names | {field: model.card.get(field) for field in CARD_FIELDS})
+    @app.post("/v1/explain", **answers.posted("Explain", "Explanations", 404, 501))
+    async def explanation(request: Request) -> Response:
+        """What each input did to the target at each horizon: of given inputs, or of the forecast by its clocks.
 
-    @app.get("/report", response_class=HTMLResponse)
+        Contributions and base sum to the value, in the target's unit; divided by `scale` they are those of the modelled
+        change. A forecast's are summed up by series besides. `method`: `linear` (exact), `trees` (path-dependent
+        TreeSHAP, exact), or `permutation` (an estimator of one's own: the sum is exact, the shares are estimates).
+        """
+        model = runtime.model
+        given = body.mapping(await body.read(request, limits.timeout_seconds), {"instances", "horizon", *CLOCKS}, FORMS)
+        if "instances" not in given:
+            made = await runtime.explained(*_asked(given))
+            runtime.answered("/v1/explain", given, made["explanations"], 1, as_of=made["as_of"])
+            return _json(made)
+        if others := sorted(set(given) - {"instances"}):
+            raise wrong((name, "goes with a forecast, not with instances") for name in others)
+        explainer = await runtime.explainer()
+        most = explainer.most(limits.max_instances, limits.timeout_seconds / 2)
+        rows = body.instances(given["instances"], model.inputs, most)
+        strange = body.outside(rows, model.inputs, model.card.get("input_range", {}), limits.out_of_range == "reject")
+        made_of = await asyncio.to_thread(explainer.explain, rows)
+        body.finite(made_of.value)
+        body.finite(made_of.contributions.sum(axis=2))
+        explanations: list[dict[str, Any]] = []
+        for row, names in enumerate(strange):
+            parts = zip(model.horizons, explain.parts(model, made_of, row), strict=True)
+            explanations.append({f"horizon_{horizon}": part for horizon, part in parts}
+                                | ({"out_of_range": names} if names else {}))  # fmt: skip
+        inputs = {"names": model.inputs, "rows": rows.tolist()}
+        runtime.answered("/v1/explain", inputs, explanations, len(rows))
+        return _json({"model": model.name, "method": explainer.method, "explanations": explanations})
+
+    @app.get("/v1/model", response_class=Response, responses=answers("Model", 503))
+    async def card() -> Response:
+        """The model that answers: what it was made from, how it did, what it takes."""
+        model = runtime.model
+        names = {"service": service.name, "description": service.description, **model.name,
+                 "image_digest": os.environ.get("IMAGE_DIGEST") or None}  # fmt: skip
+        try:
+            explainer = await runtime.explainer()
+            most = explainer.most(limits.max_instances, limits.timeout_seconds / 2)
+            how = {"method": explainer.method, "says": explain.SAYS[explainer.method], "max_instances": most}
+        except Problem:
+            how = None
+        taken = {"max_instances": limits.max_instances, "out_of_range": limits.out_of_range, "explain": how}
+        return _json(_plain(names | taken | {field: model.card.get(field) for field in CARD_FIELDS}))
+
+    @app.get("/report", response_class=HTMLResponse, responses=answers.text("text/html", 404))
     async def report() -> Response:
         """How the model was trained, tested and let through: one page for people."""
         return HTMLResponse(await runtime.report())
 
-    @app.get("/livez", response_class=Response)
+    @app.get("/", response_class=HTMLResponse, responses=answers.text("text/html"))
+    async def landing() -> Response:
+        """The latest forecast, the model and its health: one page for people."""
+        return page.answer()
+
+    @app.get("/livez", response_class=Response, responses=answers("Alive"))
     async def livez() -> Response:
         """The process answers."""
         return _json({"status": "alive"})
 
-    @app.get("/readyz", response_class=Response)
+    @app.get("/readyz", response_class=Response, responses=answers("Ready", 503))
     async def readyz() -> Response:
         """The model is whole: its checksums fit, and a golden example comes out as it did in training."""
         await runtime.check()
         return _json({"status": "ready", "model": runtime.model.name})
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=answers.text("text/plain"))
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(runtime.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    inference.add(app, runtime, answers)
     return app
 
 
-def _json(body: dict[str, Any]) -> Response:
-    content = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def _json(made: dict[str, Any]) -> Response:
+    content = json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return Response(content, media_type="application/json")
 
 
-def _image() -> str | None:
-    return os.environ.get("IMAGE_DIGEST") or None
+def _plain(value: Any) -> Any:
+    """`value` with null for each number that JSON has no word for: an interval of too few errors, say."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _no_others(request: Request, known: set[str]) -> None:
     """Raises Problem 422 for a parameter that would be ignored: an unknown one, or a repeated clock."""
     given = [name for name, _ in request.query_params.multi_items()]
     mistakes = [(name, f"is unknown; known: {', '.join(sorted(known))}") for name in sorted(set(given) - known)]
-    mistakes += [(name, "is given more than once") for name in ("as_of", "data_version") if given.count(name) > 1]
+    mistakes += [(name, "is given more than once") for name in CLOCKS if given.count(name) > 1]
     if mistakes:
         raise wrong(mistakes)
+
+
+def _asked(given: dict[str, Any]) -> tuple[datetime | None, str | None, list[int] | None]:
+    """Both clocks and the horizons of a body; raises Problem 422."""
+    mistakes = [(name, "must be a text") for name in CLOCKS if not isinstance(given.get(name), str | None)]
+    horizons = given.get("horizon")
+    if horizons is not None and not (isinstance(horizons, list) and all(type(one) is int for one in horizons)):
+        mistakes.append(("horizon", "must be a list of whole numbers"))
+    if mistakes:
+        raise wrong(mistakes)
+    return _known_at(given.get("as_of")), _version(given.get("data_version")), horizons
 
 
 def _known_at(text: str | None) -> datetime | None:
@@ -130,75 +188,7 @@ def _known_at(text: str | None) -> datetime | None:
         raise wrong([("as_of", str(error))]) from None
 
 
-async def _body(request: Request, seconds: float) -> bytes:
-    """The whole body; raises Problem 415 for another type than JSON, 408 when it does not arrive within `seconds`."""
-    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Problem(415, f"the body is {kind}: send application/json")
-    try:
-        async with asyncio.timeout(seconds):
-            return await request.body()
-    except TimeoutError:
-        raise Problem(408, f"the body did not arrive within {seconds} seconds") from None
-
-
-def _audit(runtime: Runtime, route: str, inputs: dict[str, Any], output: list[Any], more: dict[str, Any]) -> None:
-    identifier = str(request_id.get())
-    document = {
-        "service": {"name": runtime.contract.service.name},
-        "http": {"request": {"id": identifier}},
-        "route": route,
-        "model": runtime.model.name,
-        "image": {"digest": _image()},
-        "inputs": inputs,
-        "output": output,
-    }
-    runtime.audit.put(identifier, datetime.now(UTC), document | more)
-
-
-def _parse(body: bytes, names: list[str], limit: int) -> Floats:
-    """Instances as [N, F] in the order of `names`; raises Problem 400 (not JSON) or 422 (wrong in some field)."""
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, f"the body is not JSON: {error}") from None
-    if not isinstance(data, dict) or "instances" not in data:
-        raise wrong([("instances", 'is missing; the body is {"instances": [{...}]}')])
-    if extra := sorted(set(data) - {"instances"}):
-        raise wrong((name, "is unknown; only `instances` is known") for name in extra)
-    instances = data["instances"]
-    if not isinstance(instances, list) or not 0 < len(instances) <= limit:
-        raise wrong([("instances", f"must be a list of 1 to {limit} objects; at most {limit} are taken at a time")])
-    found = chain.from_iterable(_mistakes(one, names, f"instances.{number}") for number, one in enumerate(instances))
-    if mistakes := list(islice(found, MAX_MISTAKES)):
-        raise wrong(mistakes)
-    return np.array([[one[name] for name in names] for one in instances], np.float64)
-
-
-def _outside(rows: Floats, names: list[str], ranges: dict[str, list[float]]) -> list[list[str]]:
-    """For each row the inputs that lie outside the range seen in training."""
-    bounds = np.array([ranges.get(name, [-np.inf, np.inf]) for name in names])
-    flags = (rows < bounds[:, 0]) | (rows > bounds[:, 1])
-    return [[names[column] for column in np.flatnonzero(row)] for row in flags]
-
-
-def _mistakes(instance: Any, names: list[str], place: str) -> Iterator[Mistake]:
-    if not isinstance(instance, dict):
-        yield place, "must be an object of input names and numbers"
-        return
-    for name in names:
-        if name not in instance:
-            yield f"{place}.{name}", "is missing"
-        elif what := _not_a_number(instance[name]):
-            yield f"{place}.{name}", what
-    if instance.keys() != set(names):
-        yield from ((f"{place}.{name}", "is no input: see /v1/model") for name in instance if name not in names)
-
-
-def _not_a_number(value: Any) -> str | None:
-    if type(value) not in (int, float):
-        return f"is {'null' if value is None else type(value).__name__}; a number is due"
-    try:
-        return None if math.isfinite(value) else "is not finite"
-    except OverflowError:
-        return "is too large for a float"
+def _version(text: str | None) -> str | None:
+    if text is not None and not VERSION.fullmatch(text):
+        raise wrong([("data_version", "is no data version: an answer's `as_of` names one, sha256 and 64 digits")])
+    return text

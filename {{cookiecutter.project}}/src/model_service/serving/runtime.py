@@ -6,7 +6,7 @@ import contextvars
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from model_service import artifact, forecasting, freshness, live, registry, settings
+from model_service import artifact, explain, forecasting, freshness, live, registry, settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.serving.edge import Problem, wrong
 from model_service.store import connection as store
 from model_service.store import read
+from model_service.telemetry import request_id
 from model_service.telemetry.audit import Audit
 from model_service.telemetry.metrics import Metrics
 
@@ -45,6 +46,7 @@ class Runtime:
         self.audit = Audit(os.environ.get("ELASTICSEARCH_URL"), self.metrics.audit)
         self._folder = folder
         self._model: artifact.Model | None = None
+        self._explainer: explain.Explainer | None = None
         self._fault = "the model is not loaded yet"
         self._last: dict[str, Any] | None = None
         self._threads = ThreadPoolExecutor(DATABASE_THREADS, "database")
@@ -111,9 +113,7 @@ class Runtime:
             raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
             if explicit:
-                first = getattr(error, "first_usable", None)
-                named = {"first_usable": first.date().isoformat()} if first else {}
-                raise Problem(404, str(error), **named) from None
+                raise self._no_data(error) from None
             body = self._stand_in(model, "no_data")
         except Away as away:
             if explicit:
@@ -122,6 +122,58 @@ class Runtime:
         else:
             self._last = self._last if explicit else body
         return body | {"forecasts": [part for part in body["forecasts"] if part["horizon"] in wanted]}
+
+    async def explained(
+        self, known_at: datetime | None, data_version: str | None, horizons: list[int] | None
+    ) -> dict[str, Any]:
+        """What each series did to the forecast; nothing stands in for it: where it cannot be made it is not answered.
+
+        Raises Problem 404, 422, 501 and 503.
+        """
+        model, explainer = self.model, await self.explainer()
+
+        def question(connection: Connection) -> dict[str, Any]:
+            known = forecasting.asked(self.contract, model, connection, known_at, data_version)
+            return explain.of_forecast(self.contract, explainer, known, wanted)
+
+        try:
+            wanted = forecasting.trained(model, horizons)
+            return await self._ask(question)
+        except forecasting.UnknownHorizon as error:
+            raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
+        except NO_DATA as error:
+            raise self._no_data(error) from None
+        except Away as away:
+            raise Problem(503, f"a forecast is explained from the database, and it is away ({away})") from None
+
+    async def explainer(self) -> explain.Explainer:
+        """Made at the first question, so that no start waits for it; raises Problem 501 for a model without one."""
+        if self._explainer is None:
+            try:
+                self._explainer = await asyncio.to_thread(explain.Explainer, self.model)
+            except explain.NotExplained as error:
+                raise Problem(501, str(error)) from None
+        return self._explainer
+
+    def answered(self, route: str, inputs: Mapping[str, Any], output: Any, count: int, **more: Any) -> None:
+        """Counts an answer of `count` predictions, and puts it into the audit trail."""
+        self.metrics.predictions.labels(route).inc(count)
+        identifier = str(request_id.get())
+        document = {
+            "service": {"name": self.contract.service.name},
+            "http": {"request": {"id": identifier}},
+            "route": route,
+            "model": self.model.name,
+            "image": {"digest": os.environ.get("IMAGE_DIGEST") or None},
+            "inputs": inputs,
+            "output": output,
+        }
+        self.audit.put(identifier, datetime.now(UTC), document | more)
+
+    @staticmethod
+    def _no_data(error: Exception) -> Problem:
+        first = getattr(error, "first_usable", None)
+        return Problem(404, str(error), **({"first_usable": first.date().isoformat()} if first else {}))
 
     def _stand_in(self, model: artifact.Model, reason: str) -> dict[str, Any]:
         if not self.contract.serving.fallback:

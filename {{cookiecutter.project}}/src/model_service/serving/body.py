@@ -1,0 +1,90 @@
+"""What comes in: the body of a request, the instances in it, and which of their inputs training never saw."""
+
+import asyncio
+import json
+import math
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+
+from model_service.features import Floats
+from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, wrong
+
+
+async def read(request: Request, seconds: float, any_type: bool = False) -> bytes:
+    """The whole body; raises Problem 415 for another type than JSON, 408 when it does not arrive within `seconds`."""
+    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if kind != "application/json" and not any_type:
+        raise Problem(415, f"the body is {kind}: send application/json")
+    try:
+        async with asyncio.timeout(seconds):
+            return await request.body()
+    except TimeoutError:
+        raise Problem(408, f"the body did not arrive within {seconds} seconds") from None
+
+
+def mapping(body: bytes, known: set[str], form: str) -> dict[str, Any]:
+    """The body as an object of `known` members; raises Problem 400 (not JSON) or 422. `form`: what it looks like."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"the body is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise wrong([(min(known), f"is missing; the body is {form}")])
+    if extra := sorted(set(data) - known):
+        raise wrong((name, f"is unknown; known: {', '.join(sorted(known))}") for name in extra)
+    return data
+
+
+def instances(given: Any, names: list[str], limit: int) -> Floats:
+    """Instances as [N, F] in the order of `names`; raises Problem 422."""
+    if not isinstance(given, list) or not 0 < len(given) <= limit:
+        raise wrong([("instances", f"must be a list of 1 to {limit} objects; at most {limit} are taken at a time")])
+    found = chain.from_iterable(_mistakes(one, names, f"instances.{number}") for number, one in enumerate(given))
+    if mistakes := list(islice(found, MAX_MISTAKES)):
+        raise wrong(mistakes)
+    return np.array([[one[name] for name in names] for one in given], np.float64)
+
+
+def outside(rows: Floats, names: list[str], ranges: dict[str, list[float]], reject: bool) -> list[list[str]]:
+    """For each row the inputs that lie outside the range seen in training; raises Problem 422 where `reject`."""
+    bounds = np.array([ranges.get(name, [-np.inf, np.inf]) for name in names])
+    flags = (rows < bounds[:, 0]) | (rows > bounds[:, 1])
+    strange = [[names[column] for column in np.flatnonzero(row)] for row in flags]
+    if reject and any(strange):
+        places = (f"instances.{number}.{name}" for number, row in enumerate(strange) for name in row)
+        raise wrong((place, "is outside the range seen in training") for place in places)
+    return strange
+
+
+def finite(values: Floats) -> Floats:
+    """`values` [N, H]; raises Problem 422 that names the instances for which one is not finite."""
+    if wild := np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+        raise wrong((f"instances.{number}", "gives no finite forecast") for number in wild)
+    return values
+
+
+def not_a_number(value: Any) -> str | None:
+    """What is wrong with a value where a number is due."""
+    if type(value) not in (int, float):
+        return f"is {'null' if value is None else type(value).__name__}; a number is due"
+    try:
+        return None if math.isfinite(value) else "is not finite"
+    except OverflowError:
+        return "is too large for a float"
+
+
+def _mistakes(instance: Any, names: list[str], place: str) -> Iterator[Mistake]:
+    if not isinstance(instance, dict):
+        yield place, "must be an object of input names and numbers"
+        return
+    for name in names:
+        if name not in instance:
+            yield f"{place}.{name}", "is missing"
+        elif what := not_a_number(instance[name]):
+            yield f"{place}.{name}", what
+    if instance.keys() != set(names):
+        yield from ((f"{place}.{name}", "is no input: see /v1/model") for name in instance if name not in names)
