@@ -18,7 +18,7 @@ import pytest
 from conftest import BakedProject, browser, environment, run
 
 PHONE = 390  # pixels
-WRAPPER = f"""<!doctype html><title>not loaded</title><iframe style="width: {PHONE}px" src="/"></iframe><script>
+WRAPPER = f"""<!doctype html><title>not loaded</title><iframe style="width: {PHONE}px; height: 1400px; border: 0" src="/"></iframe><script>
 const found = () => document.querySelector("iframe").contentDocument
 setInterval(() => {{
   if (!/asking/.test(found()?.getElementById("state")?.textContent || "asking"))
@@ -134,5 +134,5 @@ def test_the_landing_page_says_what_is_wrong(service: str, tmp_path: Path) -> No
     assert "Not known: <b>no</b> forecast can be made" in text  # text stays text
     with desk(service, v1_forecast=(503, PROBLEM), readyz=(503, {"detail": "not ready: card.json"})) as address:
         _, text, _ = opened(address, tmp_path)
-    assert "not ready" in text and "Not ready: not ready: card.json" in text
+    assert "not ready" in text and "Health: not ready: card.json" in text
     assert "No forecast: <b>no</b> forecast can be made" in text
