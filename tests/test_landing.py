@@ -18,7 +18,8 @@ import pytest
 from conftest import BakedProject, browser, environment, run
 
 PHONE = 390  # pixels
-WRAPPER = f"""<!doctype html><title>not loaded</title><iframe style="width: {PHONE}px; height: 1400px; border: 0" src="/"></iframe><script>
+WRAPPER = f"""<!doctype html><title>not loaded</title>
+<iframe style="width: {PHONE}px; height: 1400px; border: 0" src="/"></iframe><script>
 const found = () => document.querySelector("iframe").contentDocument
 setInterval(() => {{
   if (!/asking/.test(found()?.getElementById("state")?.textContent || "asking"))

@@ -137,6 +137,9 @@ def test_a_service_that_reads_sdmx_trains_a_champion_and_passes_its_tests_of_loa
     assert "is the champion" in project.service("train").stdout
     assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNEMPLOYMENT"
     tests = [f"tests/test_{part}.py" for part in ("sdmx", "cli", "training")]
+    assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
+
+
 SAMPLE_SOURCE = re.compile(r"(?ms)^\[source\.us_macro\]\n.*?(?=^# ----)")
 
 
@@ -171,6 +174,7 @@ def test_a_service_that_reads_the_world_bank_trains_a_champion_and_passes_its_te
     assert "is the champion" in project.service("train").stdout
     assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
     tests = [f"tests/test_{part}.py" for part in ("worldbank", "cli", "training")]
+    assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
 
 
 def test_a_service_that_reads_a_warehouse_trains_a_champion_and_passes_its_tests_of_loading_and_training(

@@ -21,7 +21,7 @@ from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Window, bat
 from model_service.loader.web import Web
 from model_service.periods import instant
 from model_service.settings import who
-from model_service.store import ledger, quarantine, raw
+from model_service.store import ledger, position, quarantine, raw
 from model_service.store.connection import connect
 from model_service.store.observations import Batches, Landing, series_ids
 from model_service.store.pace import Pace
@@ -120,12 +120,8 @@ class Run:
             "options": self.options.model_dump(mode="json", by_alias=True, exclude_unset=True),
             "series": {name: checks.rules_of(one) for name, one in self.series.items()},
         }
-        elsewhere = {
-            "path",
-            "index",
-            "login",
-            *Web.model_fields,
-        }  # where the bytes come from does not change what they say
+        # Where the bytes come from does not change what they say.
+        elsewhere = {"path", "index", "login", *Web.model_fields}
         read_by = {name: value for name, value in self.rules["options"].items() if name not in elsewhere}
         self.rules_hash = digests.of_json([self.rules | {"options": read_by}, self.source.PARSER_VERSION])
         self.head = ledger.head(self.connection, self.dataset)
@@ -134,9 +130,7 @@ class Run:
         def newest(series: str) -> datetime | None:
             return ledger.newest(self.connection, self.dataset, [series], None)
 
-        def positions() -> dict[str, str]:
-            return ledger.positions(self.connection, self.dataset)
-
+        positions = partial(position.all_of, self.connection, self.dataset)
         return Ask(root, window, self.series, newest, positions, Pace(self.connection), self.mark, until)
 
     def mark(self, name: str) -> str:
@@ -164,7 +158,7 @@ class Run:
         if ledger.committed(self.connection, key):
             self.say(f"{payload.name}: nothing new")
             if self.head and not self.dry:
-                ledger.move(self.connection, self.dataset, payload.moves, self.head)
+                position.move(self.connection, self.dataset, payload.moves, self.head)
             self._remember(payload)
             return result | {"outcome": "nothing new", "sha256": sha256}
         if not self.dry:
@@ -233,7 +227,7 @@ class Run:
                 if taken:
                     quarantine.settle(self.connection, taken, "replay", load_id, str(entry.reason))
                 ledger.advance(self.connection, self.dataset, entry.request["file"], load_id, self.head)
-                ledger.move(self.connection, self.dataset, payload.moves if payload else {}, load_id)
+                position.move(self.connection, self.dataset, payload.moves if payload else {}, load_id)
                 ledger.name_data_version(self.connection)
         if not blocked and not self.dry:
             self.head = load_id

@@ -1,7 +1,7 @@
 """What was loaded, by whom, under which rules, and what came of it; of the shape of a row it knows nothing."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -224,26 +224,6 @@ def advance(connection: Connection, dataset: str, cursor: str, load_id: int, exp
     ).rowcount
     if not moved:
         raise ServiceError(f"{dataset}: another copy went ahead while this one was away; nothing was committed")
-
-
-def positions(connection: Connection, dataset: str) -> dict[str, str]:
-    """Up to where each part of the dataset's source was read."""
-    return dict(connection.execute("SELECT part, stands FROM position WHERE dataset = %s", [dataset]).fetchall())
-
-
-def move(connection: Connection, dataset: str, moves: Mapping[str, tuple[str | None, str]], load_id: int) -> None:
-    """Moves parts of a source from where they stood, None where nowhere; raises ServiceError as `advance` does."""
-    for part, (before, after) in moves.items():
-        asked = {"dataset": dataset, "part": part, "before": before, "after": after, "load": load_id}
-        moved = connection.execute(
-            "INSERT INTO position VALUES (%(dataset)s, %(part)s, %(after)s, %(load)s) ON CONFLICT DO NOTHING"
-            if before is None
-            else "UPDATE position SET stands = %(after)s, load_id = %(load)s"
-            " WHERE dataset = %(dataset)s AND part = %(part)s AND stands = %(before)s",
-            asked,
-        ).rowcount
-        if not moved:
-            raise ServiceError(f"{dataset}: another copy read {part} meanwhile; nothing was committed")
 
 
 def name_data_version(connection: Connection) -> None:

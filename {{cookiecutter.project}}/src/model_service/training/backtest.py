@@ -15,7 +15,8 @@ from model_service.contract import Contract
 from model_service.features import Flags, Floats, Integers
 from model_service.training import Cases, cases, estimators, search
 
-P, T = TypeVar("P"), TypeVar("T")
+P = TypeVar("P")
+T = TypeVar("T")
 WORTH = 4.0  # seconds of work from which on processes are started
 LEVELS = (0.8, 0.95)
 FEWEST_ERRORS = 24  # an interval from fewer realized errors would be a guess

@@ -77,7 +77,8 @@ def parity(fitted: Fitted, onnx_bytes: bytes, inputs: Floats, seed: int) -> floa
         return float(np.where(np.isnan(found), np.inf, found).max())
 
     probes = _blocks(_probes(fitted, onnx_bytes, inputs, np.random.default_rng(seed)))
-    return max(joblib.Parallel(joblib.cpu_count(), prefer="threads")(joblib.delayed(off)(rows) for rows in probes))
+    worst = joblib.Parallel(joblib.cpu_count(), prefer="threads")(joblib.delayed(off)(rows) for rows in probes)
+    return float(max(worst))
 
 
 def _blocks(parts: Iterable[Floats]) -> Iterator[Floats]:
