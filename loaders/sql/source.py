@@ -25,7 +25,7 @@ from sqlalchemy.pool import NullPool
 from model_service import digests, periods
 from model_service.contract import Series
 from model_service.errors import ServiceError, UsageError
-from model_service.loader import ALWAYS, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SourceError, rows
+from model_service.loader import ALWAYS, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SeenAt, SourceError, rows
 from model_service.mistakes import Section, nearest
 from model_service.store.connection import KEEPALIVES
 
@@ -223,9 +223,9 @@ def _says(error: Exception, given: str, url: sa.URL) -> str:
 def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> Iterator[Cell | Reject]:
     """Cells in the order of the rows; `line` is that of the kept file. NULL is a value that is missing, known as such.
 
-    Memory: about 4 bytes a cell. Raises SourceError for bytes that are no rows, or have no such column.
+    Memory: 4 to 30 bytes a cell. Raises SourceError for bytes that are no rows, or have no such column.
     """
-    names, seen = {options.keys.get(name, name): name for name in series}, Seen()
+    names, seen = {options.keys.get(one, one): one for one in series}, SeenAt() if options.known_from_column else Seen()
     try:
         for line, row in rows.read(payload.path):
             key = row[options.series_column]
@@ -240,7 +240,9 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
         raise SourceError(f"{payload.name}: {error}") from None
 
 
-def _cell(name: str, line: int, row: Mapping[str, Any], options: Options, frequency: str, seen: Seen) -> Cell | Reject:
+def _cell(
+    name: str, line: int, row: Mapping[str, Any], options: Options, frequency: str, seen: Seen | SeenAt
+) -> Cell | Reject:
     try:
         when, known = _moment(row, options.time_column), None
         if when.tzinfo:
