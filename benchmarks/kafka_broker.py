@@ -59,7 +59,7 @@ class Broker:
 
     def wait(self) -> None:
         """Until it answers."""
-        for _ in range(60):
+        for _ in range(240):
             try:
                 self.admin.list_topics(timeout=2)
                 return

@@ -19,6 +19,7 @@ from typing import Any
 import confluent_kafka as kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from httpx import BasicAuth
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from model_service.contract import Series
 from model_service.errors import UsageError
@@ -144,12 +145,16 @@ def _consumer(options: Options, trouble: list[KafkaError]) -> kafka.Consumer:
 
 def _parts(consumer: kafka.Consumer, options: Options, ask: Ask, trouble: list[KafkaError]) -> list[Part]:
     """The partitions, each at its place; raises SourceError where that is out of what the topic has."""
-    found, held = [], ask.positions()
+    found, held, seconds = [], ask.positions(), options.timeout_seconds
+    patient = Retrying(  # a partition may look for its leader
+        stop=stop_after_delay(seconds), wait=wait_random_exponential(0.2, 3), reraise=True,
+        retry=retry_if_exception_type(KafkaException),
+    )  # fmt: skip
     for topic in options.topic:
         for number in _numbers(consumer, options, topic, trouble):
             name = f"{topic}/{number}"
             try:
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), options.timeout_seconds)
+                low, high = patient(consumer.get_watermark_offsets, TopicPartition(topic, number), seconds)
             except KafkaException as error:
                 raise SourceError(f"{name}: {error.args[0].str()}; try again later") from None
             offset, known = map(int, held[name].split("@")) if name in held else (low, 0)

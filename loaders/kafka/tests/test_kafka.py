@@ -714,7 +714,7 @@ def test_each_message_becomes_its_cell_or_its_reject(
             series, day, value = one
             record = json.dumps({"t": {"day": f"{day}"}, "value": value})
             messages.append(Message(offset, 0, offset % 2**50, series.encode(), record.encode()))
-            expected.append((offset, (series, day, value)))
+            expected.append((offset, (series, day, None if value is None else float(value))))
     found = parsed(kept(messages), tmp_path_factory.getbasetemp())
     assert [one.line for one in found] == [offset for offset, _ in expected]
     for one, (_, said) in zip(found, expected, strict=True):
