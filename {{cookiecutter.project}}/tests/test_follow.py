@@ -39,7 +39,8 @@ class Copy:
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.said: list[str] = []
-        threading.Thread(target=lambda: self.said.extend(self.process.stderr or ()), daemon=True).start()
+        self.reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr or ()), daemon=True)
+        self.reader.start()
 
     def says(self, words: str) -> bool:
         return any(words in line for line in self.said)
@@ -47,9 +48,10 @@ class Copy:
     def end(self, number: int = signal.SIGTERM) -> str:
         """Sends the signal; what it printed as its result, once it ended well."""
         self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, self.said
-        return output
+        code = self.process.wait(60)
+        self.reader.join()
+        assert code == 0, self.said
+        return self.process.stdout.read() if self.process.stdout else ""
 
 
 @pytest.fixture
