@@ -170,7 +170,16 @@ def test_missing_extra_and_too_many_are_refused_by_name(service: Running) -> Non
     assert "at most" in many.json()["detail"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"instances": [' + b"[" * 20_000])
+TWICE = b'{"instances": [{"a": 1, "a": 2}]}'
+FEW = '{"instances": []}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff", b'{"instances": [' + b"[" * 20_000, TWICE, FEW.encode("utf-16"), FEW.encode("utf-8-sig"),
+     b'{"instances": [{"a": ' + b"1" * 5_000 + b"}]}"],
+    ids=["empty", "cut", "no text", "deep", "twice", "utf-16", "mark", "digits"],
+)  # fmt: skip
 def test_a_body_that_is_not_json_is_400(service: Running, body: bytes) -> None:
     problem(service.client.post("/v1/predict", content=body, headers={"content-type": "application/json"}), 400)
 

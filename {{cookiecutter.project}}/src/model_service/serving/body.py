@@ -29,7 +29,7 @@ async def read(request: Request, seconds: float, any_type: bool = False) -> byte
 def mapping(body: bytes, known: set[str], form: str) -> dict[str, Any]:
     """The body as an object of `known` members; raises Problem 400 (not JSON) or 422. `form`: what it looks like."""
     try:
-        data = json.loads(body)
+        data = json.loads(body.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise Problem(400, f"the body is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -75,6 +75,15 @@ def not_a_number(value: Any) -> str | None:
         return None if math.isfinite(value) else "is not finite"
     except OverflowError:
         return "is too large for a float"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; raises ValueError where a name stands twice: readers of JSON do not agree which of the two counts."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{twice[:100]!r} stands there twice")
+    return made
 
 
 def _mistakes(instance: Any, names: list[str], place: str) -> Iterator[Mistake]:

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from itertools import islice
 from typing import Any
@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model_service.serving import keys
 from model_service.telemetry import request_id
 from model_service.telemetry.metrics import Metrics
 
@@ -39,9 +40,20 @@ Mistake = tuple[str, str]  # field, what is wrong with it
 class Problem(Exception):
     """An answer other than a good one; raise it anywhere below a route. `more` are further members of the document."""
 
+    headers: Mapping[str, str] = {}
+
     def __init__(self, status: int, detail: str, mistakes: Sequence[Mistake] = (), **more: Any) -> None:
         super().__init__(detail)
         self.status, self.detail, self.mistakes, self.more = status, detail, mistakes, more
+
+
+class Unknown(Problem):
+    """401: says nothing of which keys there are."""
+
+    headers = {"WWW-Authenticate": f'ApiKey header="{keys.HEADER}"'}
+
+    def __init__(self) -> None:
+        super().__init__(401, f"a valid key is due: send it as {keys.HEADER}")
 
 
 def wrong(mistakes: Iterable[Mistake], **more: Any) -> Problem:
@@ -96,11 +108,14 @@ def install(app: FastAPI) -> None:
 
 
 class Edge:
-    """Wraps an ASGI app; whoever reads a body above `limit` bytes gets Problem 413 raised."""
+    """Wraps an ASGI app; whoever reads a body above `limit` bytes gets Problem 413 raised, and 401 who has no key."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, limit: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, limit: int, allowed: keys.Keys) -> None:
         self.app = app
+        self.keys = allowed
         self.metrics = metrics
+        for name in (*allowed.names, "refused") if allowed.names else ():
+            metrics.keys.labels(name)
         self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +134,10 @@ class Edge:
             await send(message)
 
         try:
-            await self.app(scope, self._bounded(receive), answer)
+            if self._owner(scope) is None:
+                await (await _answer(Request(scope), Unknown()))(scope, receive, answer)
+            else:
+                await self.app(scope, self._bounded(receive), answer)
         except ClientDisconnect:
             pass
         except Exception:  # already answered by 500; the server has nothing to add
@@ -127,6 +145,14 @@ class Edge:
         finally:
             self._record(scope, status, time.perf_counter_ns() - started)
             request_id.reset(token)
+
+    def _owner(self, scope: Scope) -> str | None:
+        """Name of the caller's key; empty where none is asked for, None where it is missing or wrong."""
+        if not self.keys.guards(scope["path"]):
+            return ""
+        owner = self.keys.owner(Headers(scope=scope).get(keys.HEADER, "").encode("latin-1"))
+        self.metrics.keys.labels(owner or "refused").inc()
+        return owner
 
     def _bounded(self, receive: Receive) -> Receive:
         seen = 0

@@ -9,6 +9,7 @@ from model_service.contract import Contract
 VERSION = "sha256:" + "0123456789abcdef" * 4
 DETAILS = {
     400: "the body is not JSON: Expecting value: line 1 column 1 (char 0)",
+    401: "a valid key is due: send it as x-api-key",
     404: "nothing was known at 1950-01-01T23:59:59.999999Z: the first usable date is 2016-06-29",
     408: "the body did not arrive within 2.0 seconds",
     413: "the body is larger than 1000000 bytes: send fewer instances at a time",

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from model_service import features
 from model_service.contract import Contract
-from model_service.serving import examples
+from model_service.serving import examples, keys
 from model_service.serving.edge import MAX_MISTAKES
 
 Schema = dict[str, Any]
@@ -55,11 +55,11 @@ class Answers:
     def __call__(self, name: str, *statuses: int, form: str = "Problem") -> dict[int | str, dict[str, Any]]:
         """The good answer and those of `statuses`, and of a bug, in the given form of errors."""
         good = {"description": "Answered", "content": self._json(name), "headers": REQUEST_ID}
-        return {200: good, **self._errors(statuses, form)}
+        return {200: good, **self.errors(statuses, form)}
 
     def text(self, kind: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
         good = {"description": "Answered", "content": {kind: {"schema": TEXT}}, "headers": REQUEST_ID}
-        return {200: good, **self._errors(statuses, "Problem")}
+        return {200: good, **self.errors(statuses, "Problem")}
 
     def posted(self, takes: str, gives: str, *statuses: int, form: str = "Problem") -> dict[str, Any]:
         """Of a route that takes a body."""
@@ -74,7 +74,7 @@ class Answers:
         return {"application/json": {"schema": ref(name), "examples": shown}}
 
     @staticmethod
-    def _errors(statuses: tuple[int, ...], form: str) -> dict[int | str, dict[str, Any]]:
+    def errors(statuses: tuple[int, ...], form: str) -> dict[int | str, dict[str, Any]]:
         found: dict[int | str, dict[str, Any]] = {}
         for status in sorted({*statuses, 500}):
             example = examples.problem(status)
@@ -102,7 +102,12 @@ def install(app: FastAPI, contract: Contract) -> Answers:
                 },
             }
             known = parameters(contract)
-            for operation in (one for path in made["paths"].values() for one in path.values()):
+            made["components"]["securitySchemes"] = {"ApiKey": {"type": "apiKey", "in": "header", "name": keys.HEADER}}
+            for path, operation in ((path, one) for path, ways in made["paths"].items() for one in ways.values()):
+                if path.startswith(keys.GUARDED):  # where API_KEYS is set
+                    operation["security"] = [{}, {"ApiKey": []}]
+                    form = "Error" if path.startswith("/v2") else "Problem"
+                    operation["responses"]["401"] = Answers.errors((401,), form)[401]
                 for parameter in operation.get("parameters", ()):
                     parameter |= known[parameter["name"]]
             app.openapi_schema = made

@@ -69,8 +69,9 @@ def configure(service: str) -> None:
 
 
 def _secrets() -> list[str]:
-    """Passwords of the configured URLs, as written there and decoded, and PostgreSQL's own variable."""
+    """Passwords of the configured URLs, as written there and decoded, PostgreSQL's own variable, and callers' keys."""
     found = {os.environ.get("PGPASSWORD")}
+    found |= {pair.partition("=")[2].strip() for pair in os.environ.get("API_KEYS", "").split(",")}
     for name in ("DATABASE_URL", "ELASTICSEARCH_URL"):
         try:
             password = urlsplit(os.environ.get(name, "")).password or ""

@@ -72,6 +72,7 @@ class Metrics:
         )
         self.predictions = Counter("predictions", "Predictions given", ["route"], registry=registry)
         self.degraded = Counter("degraded", "Answers by a stand-in", ["reason"], registry=registry)
+        self.keys = Counter("api_key_requests", "Requests by the name of their key", ["key"], registry=registry)
         self.audit = Counter("audit_documents", "Audit documents by their fate", ["outcome"], registry=registry)
         for family, names in ((self.degraded, REASONS), (self.audit, OUTCOMES)):
             for name in names:
