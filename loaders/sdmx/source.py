@@ -26,7 +26,7 @@ from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
 from model_service.loader import ALWAYS, DELETED, MISSING, VALUE, Ask, Cell, Payload, Reject, SourceError
-from model_service.loader.sdmx import CSV, JSON, Row, rows
+from model_service.loader.sources._sdmx import CSV, JSON, Row, rows
 from model_service.loader.web import Client, Web, shown
 
 PARSER_VERSION = 1

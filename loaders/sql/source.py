@@ -25,7 +25,8 @@ from sqlalchemy.pool import NullPool
 from model_service import digests, periods
 from model_service.contract import Series
 from model_service.errors import ServiceError, UsageError
-from model_service.loader import ALWAYS, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SeenAt, SourceError, rows
+from model_service.loader import ALWAYS, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SeenAt, SourceError
+from model_service.loader.sources import _sql as rows
 from model_service.mistakes import Section, nearest
 from model_service.store.connection import KEEPALIVES
 

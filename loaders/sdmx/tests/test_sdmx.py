@@ -20,8 +20,8 @@ from model_service import contract as contracts
 from model_service.contract import Contract, Series
 from model_service.errors import UsageError
 from model_service.loader import DELETED, MISSING, Ask, Cell, Payload, Reject, SourceError, Window, run
-from model_service.loader.sdmx import CSV, JSON
 from model_service.loader.sources import sdmx as source
+from model_service.loader.sources._sdmx import CSV, JSON
 from model_service.store import read
 from model_service.store.connection import connect
 

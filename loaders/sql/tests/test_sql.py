@@ -26,7 +26,8 @@ from warehouse import PASSWORD, Warehouse, running
 from model_service import contract as contracts
 from model_service.contract import Contract, Series
 from model_service.errors import UsageError
-from model_service.loader import MISSING, Cell, Payload, Reject, SourceError, Window, rows, run
+from model_service.loader import MISSING, Cell, Payload, Reject, SourceError, Window, run
+from model_service.loader.sources import _sql as rows
 from model_service.loader.sources import sql as source
 from model_service.mistakes import validate
 from model_service.store import read
