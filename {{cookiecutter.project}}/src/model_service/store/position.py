@@ -1,4 +1,4 @@
-"""Up to where the parts of a source were read, its partitions or tables: moved by compare-and-set, in a load's commit."""
+"""Up to where parts of a source were read, its partitions or tables: moved by compare-and-set, in a load's commit."""
 
 from collections.abc import Mapping
 from typing import Any
