@@ -23,7 +23,7 @@ PLACES: dict[str, dict[str, Callable[[], Stop] | tuple[int, ...]]] = {
         "comparing with what was seen": lambda: Stop("before", b"FROM resource"),
         "keeping the bytes": lambda: Stop("before", b"INSERT INTO raw_object"),
     },
-    "stage": {"half of COPY sent": lambda: Stop("half", b"COPY stage", b"d\x00")},
+    "stage": {"half of COPY sent": lambda: Stop("half", b"FROM STDIN (FORMAT BINARY)", b"d\x00")},
     "insert": {"amid the rows of a statement": (MIDDLE,)},
     "before COMMIT": {"COMMIT not sent": lambda: Stop("before", WRITTEN, COMMIT)},
     "inside COMMIT": {"before its record": (RECORD,), "record on disk, no answer": (RECORD, FLUSH)},
@@ -71,8 +71,9 @@ class Fault:
         inside = self.state == "active" and self.query == "COMMIT"
         return {
             "fetch": "observation" not in self.query and "stage" not in self.query and not self.committed,
-            "stage": self.query.startswith("COPY stage") and self.state == "active",
-            "insert": "INSERT INTO observation" in self.query and self.waits == "Lock advisory",
+            # What comes late is staged; of the newest vintage what is news goes to its place at once.
+            "stage": self.query.startswith(("COPY stage", "COPY observation")) and self.state == "active",
+            "insert": " observation" in self.query and self.waits == "Lock advisory",
             "before COMMIT": self.state == "idle in transaction" and not self.committed,
             "inside COMMIT": inside and self.waits in ("Lock advisory", "IPC SyncRep"),
             "after COMMIT": self.state == "idle" and self.committed,
