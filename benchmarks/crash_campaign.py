@@ -23,7 +23,7 @@ PLACES: dict[str, dict[str, Callable[[], Stop] | tuple[int, ...]]] = {
         "comparing with what was seen": lambda: Stop("before", b"FROM resource"),
         "keeping the bytes": lambda: Stop("before", b"INSERT INTO raw_object"),
     },
-    "stage": {"half of COPY sent": lambda: Stop("half", b"FROM STDIN (FORMAT BINARY)", b"d\x00")},
+    "stage": {"half of COPY sent": lambda: Stop("half", b"FROM STDIN (FORMAT ", b"d\x00")},
     "insert": {"amid the rows of a statement": (MIDDLE,)},
     "before COMMIT": {"COMMIT not sent": lambda: Stop("before", WRITTEN, COMMIT)},
     "inside COMMIT": {"before its record": (RECORD,), "record on disk, no answer": (RECORD, FLUSH)},

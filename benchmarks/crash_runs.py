@@ -84,7 +84,7 @@ def _naive(connection: Any, path: Path) -> None:
                 good.append((ids[name], day, float(text)))
     connection.execute("DROP TABLE IF EXISTS pg_temp.stage")
     connection.execute("CREATE TEMP TABLE stage (series_id integer, period timestamptz, value double precision)")
-    with connection.cursor().copy("COPY stage FROM STDIN") as copy:
+    with connection.cursor().copy("COPY stage FROM STDIN (FORMAT TEXT)") as copy:
         for row in good:
             copy.write_row(row)
     load = connection.execute("SELECT nextval('load_load_id_seq')").fetchone()[0]

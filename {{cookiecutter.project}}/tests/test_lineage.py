@@ -85,7 +85,7 @@ def test_the_examples_in_the_help_are_understood() -> None:
         helps.append(action.format_help())
     examples = re.findall(r"model_service ((?:load|quarantine|trace) .*)", "\n".join(helps))
     examples = [one for one in examples if "[-h]" not in one]
-    assert len(examples) == 9
+    assert len(examples) == 10
     for example in examples:
         assert _parser().parse_args(shlex.split(example, comments=True))
 

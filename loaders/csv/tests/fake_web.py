@@ -100,6 +100,7 @@ def serving(server: Any) -> Iterator[Any]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two writes: a client would wait for the second
 
         def do_GET(self) -> None:
             status, headers, body = server.answer(

@@ -171,6 +171,7 @@ def serving(bank: WorldBank) -> Iterator[WorldBank]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two writes: a client would wait for the second
 
         def do_GET(self) -> None:
             place = urlsplit(self.path)
