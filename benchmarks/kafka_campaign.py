@@ -99,7 +99,8 @@ class Feed:
 
         while True:
             try:
-                return self.producer.produce(TOPIC, body, series, int(series[1:]) % PARTITIONS, report)
+                self.producer.produce(TOPIC, body, series, int(series[1:]) % PARTITIONS, report)
+                return
             except BufferError:
                 self.producer.poll(0.1)
 
@@ -135,7 +136,7 @@ class Stream:
 
     def rows(self, sql: str, *given: Any) -> list[Any]:
         with psycopg.connect(self.url) as connection:
-            return connection.execute(sql, given).fetchall()
+            return list(connection.execute(sql, given).fetchall())
 
     def loaded(self) -> int:
         """Messages that were loaded, by where the partitions stand."""
