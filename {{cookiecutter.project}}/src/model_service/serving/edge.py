@@ -62,6 +62,14 @@ def wrong(mistakes: Iterable[Mistake], **more: Any) -> Problem:
     return Problem(422, "; ".join(f"{field}: {what}" for field, what in mistakes), mistakes, **more)
 
 
+def as_json(
+    made: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None, kind: str = "application/json"
+) -> Response:
+    """`made` as the body; half a surrogate pair, which UTF-8 has no bytes for, goes back as the escape it came as."""
+    content = json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return Response(content.encode("utf-8", "backslashreplace"), status, headers, kind)
+
+
 def _problem(request: Request, error: Exception) -> Problem:
     """What to answer to ours, the router's, wrong parameters, and bugs."""
     path = request.url.path
@@ -85,8 +93,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     if problem.status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         headers["Retry-After"] = str(RETRY_SECONDS)
     if f"{request.url.path}/".startswith("/v2/"):
-        content = json.dumps({"error": problem.detail}, ensure_ascii=False).encode("utf-8", "replace")
-        return Response(content, problem.status, headers, "application/json")
+        return as_json({"error": problem.detail}, problem.status, headers)
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -97,8 +104,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     }
     if problem.mistakes:
         body["errors"] = [{"field": field, "detail": detail} for field, detail in problem.mistakes]
-    content = json.dumps(body | problem.more, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(content, problem.status, headers, "application/problem+json")
+    return as_json(body | problem.more, problem.status, headers, "application/problem+json")
 
 
 def install(app: FastAPI) -> None:

@@ -5,7 +5,6 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 """
 
 import asyncio
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from starlette.responses import Response
 from model_service.artifact import Model, Tensor
 from model_service.features import Floats
 from model_service.serving import body
-from model_service.serving.edge import Problem, wrong
+from model_service.serving.edge import Problem, as_json, wrong
 from model_service.serving.runtime import Runtime
 from model_service.serving.schema import Answers
 
@@ -43,18 +42,18 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
     @app.get("/v2/health/live", response_class=Response, responses=answers("Live", form="Error"))
     async def live() -> Response:
         """The process answers."""
-        return _json({"live": True})
+        return as_json({"live": True})
 
     @app.get("/v2/health/ready", response_class=Response, responses=answers("ServerReady", 503, form="Error"))
     async def ready() -> Response:
         """The model is whole, as at /readyz."""
         await runtime.check()
-        return _json({"ready": True})
+        return as_json({"ready": True})
 
     @app.get("/v2", response_class=Response, responses=answers("Server", 503, form="Error"))
     async def server() -> Response:
         """Name and version of this service; it has no extensions."""
-        return _json({"name": name, "version": runtime.model.version, "extensions": []})
+        return as_json({"name": name, "version": runtime.model.version, "extensions": []})
 
     @app.get(
         "/v2/models/{model}/ready", response_class=Response, responses=answers("ModelReady", 404, 503, form="Error")
@@ -65,7 +64,7 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         """The model is whole, as at /readyz."""
         named(model, version)
         await runtime.check()
-        return _json({"name": name, "ready": True})
+        return as_json({"name": name, "ready": True})
 
     @app.get("/v2/models/{model}", response_class=Response, responses=answers("Metadata", 404, 503, form="Error"))
     @app.get("/v2/models/{model}/versions/{version}", response_class=Response,
@@ -75,7 +74,7 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         found = named(model, version)
         inputs, outputs = ([vars(one) for one in part] for part in (found.takes, found.gives))
         tensors = {"inputs": inputs, "outputs": outputs}
-        return _json({"name": name, "versions": [found.version], "platform": "onnx_onnxruntime", **tensors})
+        return as_json({"name": name, "versions": [found.version], "platform": "onnx_onnxruntime", **tensors})
 
     @app.post("/v2/models/{model}/infer", **answers.posted("Infer", "Inferred", 404, form="Error"))
     @app.post("/v2/models/{model}/versions/{version}/infer", **answers.posted("Infer", "Inferred", 404, form="Error"))
@@ -101,7 +100,7 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         answer["outputs"] = [output | {"data": values.ravel().tolist()}]
         inputs = {"names": found.inputs, "rows": rows.tolist()}
         runtime.answered("/v2/models/{model}/infer", inputs, values.tolist(), len(rows))
-        return _json(answer)
+        return as_json(answer)
 
 
 def _mistakes(given: dict[str, Any], takes: Tensor, gives: Tensor) -> Iterator[tuple[str, str]]:
@@ -146,7 +145,3 @@ def _rows(tensor: dict[str, Any], takes: Tensor, limit: int) -> Floats:
     if found := list(mistakes):
         raise wrong(found)
     return np.array(data, np.float64).reshape(shape)
-
-
-def _json(made: dict[str, Any]) -> Response:
-    return Response(json.dumps(made, separators=(",", ":"), allow_nan=False), media_type="application/json")

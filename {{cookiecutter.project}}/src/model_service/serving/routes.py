@@ -1,7 +1,6 @@
 """The app: the routes of /v1, and those around them."""
 
 import asyncio
-import json
 import math
 import os
 import re
@@ -15,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from model_service import explain, forecasting
 from model_service.serving import body, edge, inference, page, schema
-from model_service.serving.edge import Problem, wrong
+from model_service.serving.edge import Problem, as_json, wrong
 from model_service.serving.runtime import Runtime
 
 CARD_FIELDS = (
@@ -53,7 +52,7 @@ def build(runtime: Runtime) -> FastAPI:
         made = await runtime.forecast(_known_at(as_of), _version(data_version), horizon)
         runtime.answered("/v1/forecast", dict(request.query_params), made["forecasts"], 1,
                          as_of=made["as_of"], degraded=made["degraded"])  # fmt: skip
-        return _json(made)
+        return as_json(made)
 
     @app.post("/v1/predict", **answers.posted("Instances", "Predictions"))
     async def predict(request: Request) -> Response:
@@ -68,7 +67,7 @@ def build(runtime: Runtime) -> FastAPI:
             prediction = {f"horizon_{horizon}": value for horizon, value in zip(model.horizons, row, strict=True)}
             predictions.append(prediction | ({"out_of_range": names} if names else {}))
         runtime.answered("/v1/predict", {"names": model.inputs, "rows": rows.tolist()}, predictions, len(rows))
-        return _json({"model": model.name, "predictions": predictions})
+        return as_json({"model": model.name, "predictions": predictions})
 
     @app.post("/v1/explain", **answers.posted("Explain", "Explanations", 404, 501))
     async def explanation(request: Request) -> Response:
@@ -83,7 +82,7 @@ def build(runtime: Runtime) -> FastAPI:
         if "instances" not in given:
             made = await runtime.explained(*_asked(given))
             runtime.answered("/v1/explain", given, made["explanations"], 1, as_of=made["as_of"])
-            return _json(made)
+            return as_json(made)
         if others := sorted(set(given) - {"instances"}):
             raise wrong((name, "goes with a forecast, not with instances") for name in others)
         explainer = await runtime.explainer()
@@ -100,7 +99,7 @@ def build(runtime: Runtime) -> FastAPI:
                                 | ({"out_of_range": names} if names else {}))  # fmt: skip
         inputs = {"names": model.inputs, "rows": rows.tolist()}
         runtime.answered("/v1/explain", inputs, explanations, len(rows))
-        return _json({"model": model.name, "method": explainer.method, "explanations": explanations})
+        return as_json({"model": model.name, "method": explainer.method, "explanations": explanations})
 
     @app.get("/v1/model", response_class=Response, responses=answers("Model", 503))
     async def card() -> Response:
@@ -115,7 +114,7 @@ def build(runtime: Runtime) -> FastAPI:
         except Problem:
             how = None
         taken = {"max_instances": limits.max_instances, "out_of_range": limits.out_of_range, "explain": how}
-        return _json(_plain(names | taken | {field: model.card.get(field) for field in CARD_FIELDS}))
+        return as_json(_plain(names | taken | {field: model.card.get(field) for field in CARD_FIELDS}))
 
     @app.get("/report", response_class=HTMLResponse, responses=answers.text("text/html", 404))
     async def report() -> Response:
@@ -130,13 +129,13 @@ def build(runtime: Runtime) -> FastAPI:
     @app.get("/livez", response_class=Response, responses=answers("Alive"))
     async def livez() -> Response:
         """The process answers."""
-        return _json({"status": "alive"})
+        return as_json({"status": "alive"})
 
     @app.get("/readyz", response_class=Response, responses=answers("Ready", 503))
     async def readyz() -> Response:
         """The model is whole: its checksums fit, and a golden example comes out as it did in training."""
         await runtime.check()
-        return _json({"status": "ready", "model": runtime.model.name})
+        return as_json({"status": "ready", "model": runtime.model.name})
 
     @app.get("/metrics", response_class=Response, responses=answers.text("text/plain"))
     async def metrics() -> Response:
@@ -145,11 +144,6 @@ def build(runtime: Runtime) -> FastAPI:
 
     inference.add(app, runtime, answers)
     return app
-
-
-def _json(made: dict[str, Any]) -> Response:
-    content = json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return Response(content, media_type="application/json")
 
 
 def _plain(value: Any) -> Any:
