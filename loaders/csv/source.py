@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import Cell, Payload, Reject, Seen, SourceError, number
+from model_service.loader import Cell, Payload, Reject, Seen, SourceError, value_of
 from model_service.loader.files import GZIP, PARQUET, Files, Format, fetch
 from model_service.mistakes import Section, nearest
 
@@ -152,7 +152,7 @@ def _line(
         return
     for name, text in values:
         period, valid_time = periods.period(when, options.date.format, series[name].frequency)
-        value, rule, detail = number(text if options.decimal == "." else text.translate(_SWAP))
+        value, _, rule, detail = value_of(text if options.decimal == "." else text.translate(_SWAP))
         detail += f" with decimal {options.decimal!r}" * (rule == "number")
         if not rule and (first := seen.line(name, vintage, period, line)):
             rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"

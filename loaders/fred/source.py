@@ -24,7 +24,7 @@ from pydantic import Field
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import DELETED, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SourceError, number
+from model_service.loader import DELETED, Ask, Cell, Payload, Reject, Seen, SourceError, value_of
 from model_service.loader.web import Client, Url, Web, shown
 
 PARSER_VERSION = 1
@@ -159,7 +159,7 @@ def _period(
         period, valid_time = periods.period(row["date"], DAY, frequency)
         if snapshot or start > first:
             known = None if snapshot else periods.known_from(start, DAY)
-            value, state, rule, detail = _number(raw)
+            value, state, rule, detail = value_of(raw, ".")
             if not rule and (earlier := seen.line(name, known, period, line)):
                 rule, detail = "duplicate", f"row {earlier} already gave the period of {valid_time:%Y-%m-%d}"
             if rule:
@@ -168,14 +168,6 @@ def _period(
                 yield Cell(name, valid_time, known, value, line, state)
         if end < last and (after := f"{date.fromisoformat(end) + timedelta(days=1)}") not in starts:
             yield Cell(name, valid_time, periods.known_from(after, DAY), math.nan, line, DELETED)
-
-
-def _number(text: str) -> tuple[float, int, str, str]:
-    """(value, state, "", "") or (NaN, state, rule, detail)."""
-    if text == ".":
-        return math.nan, MISSING, "", ""
-    value, rule, detail = number(text)
-    return value, VALUE, rule, detail
 
 
 def _page(name: str, answer: Response, holds: str) -> Row:

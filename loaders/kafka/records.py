@@ -11,7 +11,6 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model_service import periods
 from model_service.contract import Series
-from model_service.loader import DELETED, MISSING, Cell, Payload, Reject, SourceError
+from model_service.loader import DELETED, Cell, Payload, Reject, SourceError, value_of
 from model_service.loader.web import Url, shown
 from model_service.mistakes import Section, nearest
 
@@ -149,18 +148,12 @@ def _cell(one: Message, options: Options, series: Mapping[str, Series], schemas:
             known = _instant(_field(record, options.known_from.field), options.known_from.format)
     except (ValueError, OverflowError) as error:
         raise error if isinstance(error, Poison) else Poison("date", str(error), name) from None
-    raw = None if one.value is None else _field(record, options.value)
-    if raw is None:
-        return Cell(name, valid_time, known, math.nan, one.offset, DELETED if one.value is None else MISSING)
-    try:
-        text = isinstance(raw, str) and raw.isascii() and "_" not in raw  # float() takes 1_000
-        value = float(raw) if text or type(raw) in (int, float, Decimal) else None
-    except (ValueError, OverflowError) as error:
-        value = math.inf if isinstance(error, OverflowError) else None
-    if value is None or not math.isfinite(value):
-        rule = ("number", "not a number") if value is None else ("finite", "neither NaN nor infinity is a value")
-        raise Poison(*rule, name, valid_time)
-    return Cell(name, valid_time, known, value, one.offset)
+    if one.value is None:
+        return Cell(name, valid_time, known, math.nan, one.offset, DELETED)
+    value, state, rule, detail = value_of(_field(record, options.value), None)
+    if rule:
+        raise Poison(rule, detail, name, valid_time)
+    return Cell(name, valid_time, known, value, one.offset, state)
 
 
 def _record(value: bytes, options: Options, schemas: Mapping[str, Any]) -> Any:

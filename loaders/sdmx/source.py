@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Field, model_validator
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import ALWAYS, DELETED, MISSING, VALUE, Ask, Cell, Payload, Reject, SourceError
+from model_service.loader import ALWAYS, DELETED, MISSING, Ask, Cell, Payload, Reject, SourceError, value_of
 from model_service.loader.sources._sdmx import CSV, JSON, Row, rows
 from model_service.loader.web import Client, Web, shown
 
@@ -214,7 +214,9 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
         except ValueError as error:
             yield Reject(name, line, raw, "date", str(error))
             continue
-        value, state, rule, detail = (math.nan, DELETED, "", "") if row.action == "D" else _number(row.value)
+        value, state, rule, detail = value_of(row.value, "", "NaN")
+        if row.action == "D":
+            value, state, rule, detail = math.nan, DELETED, "", ""
         if state == MISSING and row.action in "AM" and not row.flagged:
             continue  # to append or merge an empty cell is to leave what is there
         earlier = cells.get((known, number))
@@ -236,19 +238,6 @@ def _period(name: str, text: str, frequency: str) -> tuple[int, datetime]:
             plain = text.replace("-S1", "-Q1").replace("-S2", "-Q3").replace("-M", "-")
             return periods.period(plain, format, frequency)
     raise ValueError(f"{text[:SHOWN]!r} is no period: 2013, 2013-S1, 2013-Q1, 2013-01, 2013-W01 or 2013-01-01 is one")
-
-
-def _number(text: str) -> tuple[float, int, str, str]:
-    """(value, state, "", "") or (NaN, state, rule, detail); NaN is how SDMX writes a value that is missing."""
-    if text in {"", "NaN"}:
-        return math.nan, MISSING, "", ""
-    try:
-        if not text.isascii() or "_" in text:  # float() takes 1_000, and the digits of other scripts
-            raise ValueError
-        value = float(text)
-    except ValueError:
-        return math.nan, VALUE, "number", "not a number"
-    return (value, VALUE, "", "") if math.isfinite(value) else (value, VALUE, "finite", "neither NaN nor infinity is")
 
 
 def _stands(answer: Response) -> str:

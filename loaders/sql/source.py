@@ -25,7 +25,7 @@ from sqlalchemy.pool import NullPool
 from model_service import digests, periods
 from model_service.contract import Series
 from model_service.errors import ServiceError, UsageError
-from model_service.loader import ALWAYS, MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SeenAt, SourceError
+from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SeenAt, SourceError, value_of
 from model_service.loader.sources import _sql as rows
 from model_service.mistakes import Section, nearest
 from model_service.store.connection import KEEPALIVES
@@ -253,7 +253,7 @@ def _cell(
             raise ValueError(f"{options.known_from_column} has no time zone")
     except (ValueError, OverflowError) as error:
         return Reject(name, line, _raw(row), "date", str(error))
-    value, state, rule, detail = _number(row[options.value_column])
+    value, state, rule, detail = value_of(row[options.value_column], None)
     if not rule and (first := seen.line(name, known, period, line)):
         rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"
     if rule:
@@ -271,18 +271,3 @@ def _moment(row: Mapping[str, Any], column: str, zone: tzinfo | None = None) -> 
 
 def _raw(row: Mapping[str, Any]) -> str:
     return json.dumps([*row.values()], ensure_ascii=False)[:SHOWN]
-
-
-def _number(raw: Any) -> tuple[float, int, str, str]:
-    """(value, state, "", "") or (NaN, state, rule, detail)."""
-    if raw is None:
-        return math.nan, MISSING, "", ""
-    try:
-        if isinstance(raw, bool) or (isinstance(raw, str) and (not raw.isascii() or "_" in raw)):
-            raise ValueError  # float() takes True, 1_000, and the digits of other scripts
-        value = float(raw)
-    except OverflowError:
-        value = math.inf
-    except (ValueError, TypeError):
-        return math.nan, VALUE, "number", "not a number"
-    return (value, VALUE, "", "") if math.isfinite(value) else (value, VALUE, "finite", "neither NaN nor infinity is")

@@ -7,7 +7,6 @@ only what is current is to be had: each load is a complete snapshot of our own, 
 
 import html
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from pydantic import AfterValidator, Field
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import MISSING, VALUE, Ask, Cell, Payload, Reject, Seen, SourceError
+from model_service.loader import MISSING, Ask, Cell, Payload, Reject, Seen, SourceError, value_of
 from model_service.loader.web import Client, Url, Web, shown
 
 PARSER_VERSION = 1
@@ -210,7 +209,7 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
             except ValueError as error:
                 yield Reject(name, line, json.dumps(row)[:SHOWN], "date", str(error))
                 continue
-            value, state, rule, detail = _number(row.get("value"))
+            value, state, rule, detail = value_of(row.get("value"), None)
             if state == MISSING and f"{valid_time:%Y-%m-%d}" >= until:
                 continue
             if not rule and (earlier := seen.line(name, None, period, line)):
@@ -219,17 +218,6 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
                 yield Reject(name, line, json.dumps(row.get("value"))[:SHOWN], rule, detail, valid_time)
             else:
                 yield Cell(name, valid_time, payload.vintage, value, line, state)
-
-
-def _number(value: Any) -> tuple[float, int, str, str]:
-    """(value, state, "", "") or (NaN, state, rule, detail)."""
-    if value is None:
-        return math.nan, MISSING, "", ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan, VALUE, "number", "not a number"
-    if not abs(value) <= 1.7976931348623157e308:
-        return math.nan, VALUE, "finite", "neither NaN nor infinity is"
-    return float(value), VALUE, "", ""
 
 
 def _period(row: Row) -> str:

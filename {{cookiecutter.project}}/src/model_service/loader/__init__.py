@@ -6,9 +6,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from threading import Event
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -135,15 +136,21 @@ def batches(
         yield np.array(rows, CELLS), rejects
 
 
-def number(text: str) -> tuple[float, str, str]:
-    """(value, "", ""), or (NaN, rule, detail) of the Reject that it is."""
+def value_of(raw: Any, *missing: str | None) -> tuple[float, int, str, str]:
+    """(value, VALUE, "", ""), (NaN, MISSING, "", "") of one of `missing`, or (NaN, VALUE, rule, detail) of a Reject."""
+    if raw in missing:
+        return math.nan, MISSING, "", ""
+    # float() takes 1_000, the digits of other scripts, and True
+    plain = raw.isascii() and "_" not in raw if isinstance(raw, str) else type(raw) in (int, float, Decimal)
     try:
-        if not text.isascii() or "_" in text:  # float() takes 1_000, and the digits of other scripts
-            raise ValueError
-        value = float(text)
+        if plain and math.isfinite(value := float(raw)):
+            return value, VALUE, "", ""
+    except OverflowError:
+        pass
     except ValueError:
-        return math.nan, "number", "not a number"
-    return (value, "", "") if math.isfinite(value) else (value, "finite", "neither NaN nor infinity is a value")
+        plain = False
+    rule = ("finite", "neither NaN nor infinity is a value") if plain else ("number", "not a number")
+    return math.nan, VALUE, *rule
 
 
 class Seen:
