@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote
 from xml.sax.saxutils import escape
 
-from fake_web import Answer
+from fake_web import Answer, path_and_query
 
 KEY, SECRET, REGION = "AKIDEXAMPLE00000000A", "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY", "eu-central-1"
 
@@ -33,21 +33,20 @@ class Bucket:
     def asked(self) -> list[str]:
         return [one["key"] for one in self.log]
 
-    def answer(self, path: str, headers: Mapping[str, str]) -> Answer:
-        place = urlsplit(path)
-        bucket, _, key = unquote(place.path).lstrip("/").partition("/")
-        query = dict(parse_qsl(place.query, keep_blank_values=True))
+    def answer(self, target: str, headers: Mapping[str, str]) -> Answer:
+        path, query = path_and_query(target)
+        bucket, _, key = path.lstrip("/").partition("/")
         fault = self.faults.get(key, "")
         if key in self.times:
             fault = fault if self.times[key] else ""
             self.times[key] -= 1
         self.log.append({"key": key, "query": query, "fault": fault})
-        status, told, body = self._answer(path, bucket, key, query, headers, fault)
+        status, told, body = self._answer(target, bucket, key, query, headers, fault)
         self.log[-1]["status"] = status
         return status, {"x-amz-request-id": "4442587FB7D0A2F9"} | told, body
 
     def _answer(
-        self, path: str, bucket: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], fault: str
+        self, target: str, bucket: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], fault: str
     ) -> Answer:
         if fault == "slow down":
             return _error(503, "SlowDown", "Please reduce your request rate.")
@@ -57,7 +56,7 @@ class Bucket:
             return _error(
                 403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."
             )
-        if not _signed(path, headers):
+        if not _signed(target, headers):
             return _error(
                 403,
                 "SignatureDoesNotMatch",
@@ -119,19 +118,17 @@ def _error(status: int, code: str, message: str, more: str = "") -> Answer:
     return status, {"Content-Type": "application/xml"}, body.encode()
 
 
-def _signed(path: str, headers: Mapping[str, str]) -> bool:
+def _signed(target: str, headers: Mapping[str, str]) -> bool:
     """Whether the Authorization header is that of SECRET for this request."""
     given = {name.lower(): value for name, value in headers.items()}
     _, _, fields = given["authorization"].partition(" ")
     parts = dict(one.strip().split("=", 1) for one in fields.split(","))
     scope = parts["Credential"].split("/", 1)[1]
-    place = urlsplit(path)
-    pairs = sorted(
-        (quote(k, safe="-_.~"), quote(v, safe="-_.~")) for k, v in parse_qsl(place.query, keep_blank_values=True)
-    )
+    path, query = path_and_query(target)
+    pairs = sorted((quote(k, safe="-_.~"), quote(v, safe="-_.~")) for k, v in query.items())
     names = parts["SignedHeaders"].split(";")
     canonical = "\n".join([
-        "GET", quote(unquote(place.path), safe="/-_.~"), "&".join(f"{k}={v}" for k, v in pairs),
+        "GET", quote(path, safe="/-_.~"), "&".join(f"{k}={v}" for k, v in pairs),
         *(f"{name}:{' '.join(given[name].split())}" for name in names), "", ";".join(names),
         given["x-amz-content-sha256"],
     ])  # fmt: skip

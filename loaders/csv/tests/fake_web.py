@@ -1,4 +1,4 @@
-"""A web server with files, and the odd faces that web servers have. `log` shows every request and its answer."""
+"""What stands in for a provider on the web is served here; and a site with files, and the odd faces that sites have."""
 
 import base64
 import gzip
@@ -9,21 +9,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-Answer = tuple[int, dict[str, str], bytes]
+Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
 BROKEN = {"internal error": 500, "bad gateway": 502, "too many requests": 429, "maintenance": 503}
 
 
 class Server(Protocol):
+    """`url` is where it is served. `answer` gets path and query as sent, and headers under Title-Case names."""
+
     url: str
 
-    def answer(self, path: str, headers: Mapping[str, str]) -> Answer: ...
+    def answer(self, target: str, headers: Mapping[str, str]) -> Answer: ...
+
+
+Served = TypeVar("Served", bound=Server)
+
+
+def path_and_query(target: str) -> tuple[str, dict[str, str]]:
+    """Both unquoted."""
+    place = urlsplit(target)
+    return unquote(place.path), dict(parse_qsl(place.query, keep_blank_values=True))
 
 
 @dataclass
 class Site:
-    """`files` by path. `login`: the Authorization that it asks for.
+    """`files` by path. `login`: the Authorization that it asks for. `log`: every request and its answer.
 
     faults, by path: what is wrong with that one. times: how often, of those that are to pass.
     """
@@ -43,13 +55,14 @@ class Site:
     def asked(self, status: int | None = None) -> list[str]:
         return [one["path"] for one in self.log if status in (None, one["status"])]
 
-    def answer(self, path: str, headers: Mapping[str, str]) -> Answer:
-        fault = self.faults.get(path, "")
-        if path in self.times:
-            fault = fault if self.times[path] else ""
-            self.times[path] -= 1
-        status, told, body = self._answer(path, headers, fault)
-        self.log.append({"path": path, "status": status, "fault": fault, **{k.lower(): v for k, v in headers.items()}})
+    def answer(self, target: str, headers: Mapping[str, str]) -> Answer:
+        fault = self.faults.get(target, "")
+        if target in self.times:
+            fault = fault if self.times[target] else ""
+            self.times[target] -= 1
+        status, told, body = self._answer(target, headers, fault)
+        lower = {name.lower(): value for name, value in headers.items()}
+        self.log.append({"path": target, "status": status, "fault": fault, **lower})
         return status, told, body
 
     def _answer(self, path: str, headers: Mapping[str, str], fault: str) -> Answer:
@@ -95,7 +108,7 @@ def basic(login: str) -> str:
 
 
 @contextmanager
-def serving(server: Any) -> Iterator[Any]:
+def serving(server: Served) -> Iterator[Served]:
     """Serves on a port of its own for as long as the block runs; `server.url` says where."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -113,7 +126,8 @@ def serving(server: Any) -> Iterator[Any]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
-            self.close_connection = "Transfer-Encoding" in headers or headers.get("Content-Length") != str(len(body))
+            cut = status != 304 and headers.get("Content-Length") != str(len(body))
+            self.close_connection = cut or "Transfer-Encoding" in headers
 
         def log_message(self, *_: object) -> None:
             pass

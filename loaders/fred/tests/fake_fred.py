@@ -8,13 +8,12 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+
+from fake_web import Answer, path_and_query, serving
 
 SAMPLES = Path(__file__).parent / "fred"  # bytes as FRED sends them
 KEY = "0123456789abcdef0123456789abcdef"
@@ -70,14 +69,18 @@ class Fred:
     retry_after: str = ""
     url: str = ""
 
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/fred"
+
     def publish(self, name: str, vintages: Mapping[str, Snapshot]) -> None:
         self.series[name] = rows_of(vintages)
 
     def asked(self, path: str = "") -> list[dict[str, str | float]]:
         return [one for one in self.log if str(one["path"]).endswith(path)]
 
-    def answer(self, path: str, query: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
+    def answer(self, target: str, headers: Mapping[str, str]) -> Answer:
+        path, query = path_and_query(target)
         now = time.monotonic()
         recent = sum(one["status"] != 429 and float(one["at"]) > now - 1 for one in self.log)
         fault = next((name for name, times in self.faults.items() if times), "")
@@ -161,41 +164,10 @@ def _sample(name: str) -> bytes:
     return (SAMPLES / name).read_bytes()
 
 
-@contextmanager
-def serving(fred: Fred) -> Iterator[Fred]:
-    """Serves on a port of its own for as long as the block runs; `fred.url` is its base_url."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            place = urlsplit(self.path)
-            status, headers, content = fred.answer(place.path, dict(parse_qsl(place.query)))
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    fred.url = f"http://127.0.0.1:{server.server_port}/fred"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield fred
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 if __name__ == "__main__":
     shown = Fred()
     for series, vintages in sample(Path(sys.argv[1])).items():
         shown.publish(series, vintages)
     with serving(shown):
-        print(shown.url, flush=True)
+        print(shown.base_url, flush=True)
         threading.Event().wait()

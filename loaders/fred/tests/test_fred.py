@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
 from conftest import ROOT, SAMPLE
-from fake_fred import KEY, SAMPLES, Fred, Snapshot, rows_of, sample, serving
+from fake_fred import KEY, SAMPLES, Fred, Snapshot, rows_of, sample
+from fake_web import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,7 +79,9 @@ class Desk:
     @property
     def contract(self) -> Contract:
         text = HEAD.format(target=self.names[0])
-        text += SOURCE.format(name=self.dataset, url=self.fred.url, rate=self.rate, tries=self.tries, more=self.more)
+        text += SOURCE.format(
+            name=self.dataset, url=self.fred.base_url, rate=self.rate, tries=self.tries, more=self.more
+        )
         text += "".join(SERIES.format(name, self.dataset, self.frequency, self.rules) for name in self.names)
         path = self.root / f"{self.dataset}.toml"
         path.write_text(text + self.also)
@@ -343,7 +347,7 @@ def test_kept_bytes_are_read_again_by_the_kind_of_their_source(desk: Desk) -> No
 
 def test_the_example_of_the_documentation(desk: Desk) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/fred.md").read_text("utf-8"), re.DOTALL)
-    example = example.replace('kind = "fred"', f'kind = "fred"\nbase_url = "{desk.fred.url}"')
+    example = example.replace('kind = "fred"', f'kind = "fred"\nbase_url = "{desk.fred.base_url}"')
     (desk.root / "service.toml").write_text(HEAD.format(target="REAL_GDP") + example)
     desk.fred.publish("GDPC1", {"2016-07-29": {"2016-04-01": "16575.1"}})
     desk.fred.publish("SP500", {"2016-07-29": {"2016-07-28": "2170.06"}})
@@ -619,7 +623,7 @@ def test_whatever_was_published_is_known_as_it_was(
         if last > first:
             query = {"series_id": "A", "api_key": KEY, "file_type": "json", "realtime_start": first,
                      "realtime_end": last}  # fmt: skip
-            found = parsed(fake.answer("/series/observations", query)[2], folder)
+            found = parsed(fake.answer(f"/fred/series/observations?{urlencode(query)}", {})[2], folder)
             cells += [one for one in found if isinstance(one, Cell)]
             assert len(cells) == len({(one.valid_time, one.known_from) for one in cells})
             first = last

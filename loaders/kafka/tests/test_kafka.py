@@ -6,12 +6,11 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import fastavro
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from fake_web import Answer, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -566,39 +566,32 @@ def test_a_schema_file_that_is_none(broker: Broker, desk: Desk, text: str | None
     assert desk.refused(UsageError).startswith("schema_file = 'price.avsc' ")
 
 
-class Registry(BaseHTTPRequestHandler):
+@dataclass
+class Registry:
     """The one request of a schema registry that matters here."""
 
-    schemas: dict[str, Any] = {}
-    asked: list[tuple[str, str | None]] = []
-    status = 200
+    schemas: dict[str, Any]
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    status: int = 200
+    url: str = ""
 
-    def do_GET(self) -> None:
-        self.asked.append((self.path, self.headers.get("Authorization")))
-        found = self.schemas.get(self.path.removeprefix("/schemas/ids/"))
+    def answer(self, target: str, headers: Mapping[str, str]) -> Answer:
+        self.asked.append((target, headers.get("Authorization")))
+        found = self.schemas.get(target.removeprefix("/schemas/ids/"))
         status = self.status if self.status != 200 else 200 if found else 404
         body = {"schema": json.dumps(found)} if status == 200 else {"error_code": 40403, "message": "Schema not found"}
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+        return status, {}, json.dumps(body).encode()
 
 
 @pytest.fixture
-def registry(desk: Desk) -> Iterator[type[Registry]]:
-    handler = type("One", (Registry,), {"schemas": {"7": PRICE}, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    desk.more = f'format = "avro"\nregistry = "http://127.0.0.1:{server.server_port}"'
-    yield handler
-    server.shutdown()
-    server.server_close()
+def registry(desk: Desk) -> Iterator[Registry]:
+    with serving(Registry({"7": PRICE})) as registry:
+        desk.more = f'format = "avro"\nregistry = "{registry.url}"'
+        yield registry
 
 
 def test_avro_framed_by_a_registry(
-    broker: Broker, desk: Desk, registry: type[Registry], monkeypatch: pytest.MonkeyPatch
+    broker: Broker, desk: Desk, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAFKA_REGISTRY_USERNAME", "me")
     monkeypatch.setenv("KAFKA_REGISTRY_PASSWORD", "secret")
@@ -612,7 +605,7 @@ def test_avro_framed_by_a_registry(
 
 
 def test_a_schema_of_the_repository_reads_what_another_one_wrote(
-    broker: Broker, desk: Desk, registry: type[Registry]
+    broker: Broker, desk: Desk, registry: Registry
 ) -> None:
     mine = {"type": "record", "name": "Price", "fields": [
         *PRICE["fields"][:2], {"name": "price", "aliases": ["value"], "type": PRICE["fields"][2]["type"]}]}  # fmt: skip
@@ -624,7 +617,7 @@ def test_a_schema_of_the_repository_reads_what_another_one_wrote(
 
 
 def test_a_registry_that_refuses_or_is_away_loses_nothing(
-    broker: Broker, desk: Desk, registry: type[Registry], monkeypatch: pytest.MonkeyPatch
+    broker: Broker, desk: Desk, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.send(avro(PRICE, 7, **price("A", 1, 1.5)))
     registry.status = 401

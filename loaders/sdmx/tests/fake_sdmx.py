@@ -9,15 +9,13 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import format_datetime, parsedate_to_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+
+from fake_web import Answer, path_and_query, serving
 
 SAMPLES = Path(__file__).parent / "sdmx"  # bytes as the providers send them
 TICKET = "98de05ea-540a-43d3-903b-7c9e14faf808"
@@ -79,8 +77,8 @@ class Sdmx:
     def base_url(self) -> str:
         return self.url + PLACES[self.face][0]
 
-    def answer(self, path: str, query: dict[str, str], headers: Message) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
+    def answer(self, target: str, headers: Mapping[str, str]) -> Answer:
+        path, query = path_and_query(target)
         fault = next((name for name, times in self.faults.items() if times), "")
         if fault:
             self.faults[fault] -= 1
@@ -110,7 +108,7 @@ class Sdmx:
             "forbidden": (403, b"<html><body>Requests from anonymised networks are not served</body></html>"),
         }.get(fault)
 
-    def _data(self, key: str, query: Mapping[str, str], headers: Message) -> tuple[int, bytes]:
+    def _data(self, key: str, query: Mapping[str, str], headers: Mapping[str, str]) -> tuple[int, bytes]:
         flow, _, codes = key.rpartition("/")
         dots = {one.rpartition("/")[2].count(".") for one in self.releases if one.rpartition("/")[0] == flow}
         if dots and codes.count(".") not in dots:
@@ -124,12 +122,12 @@ class Sdmx:
         unchanged = seen and releases and releases[-1].moment <= parsedate_to_datetime(seen)
         if unchanged and self.nothing == "304":
             return 304, b""
-        history = self.face == "ecb" and headers["Accept"] == "application/vnd.sdmx.data+json;version=1.0.0-wd"
+        history = self.face == "ecb" and headers.get("Accept") == "application/vnd.sdmx.data+json;version=1.0.0-wd"
         if history and (self.nothing in {"blank row", "header"} or (news and not unchanged)):
             return 200, _history([] if unchanged else news, self.now)
         if not news or unchanged:
             return self._nothing(200 if key not in self.releases and self.face == "imf" else 0)
-        if self.face == "ecb" and headers["Accept"] != "text/csv":
+        if self.face == "ecb" and headers.get("Accept") != "text/csv":
             return 406, b"Not acceptable"
         return self._csv(key, query, news if "updatedAfter" in query and self.face == "oecd" else releases)
 
@@ -228,39 +226,6 @@ def sample(folder: Path) -> Sdmx:
             sdmx.publish(key, f"{path.stem}T00:00:00+00:00", news, tuple(held[key].keys() - now.keys()))
             held[key] = now
     return sdmx
-
-
-@contextmanager
-def serving(sdmx: Sdmx) -> Iterator[Sdmx]:
-    """Serves on a port of its own for as long as the block runs; `sdmx.url` is where."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are two writes: a client would wait for the second
-
-        def do_GET(self) -> None:
-            place = urlsplit(self.path)
-            query = dict(parse_qsl(place.query))
-            status, headers, content = sdmx.answer(unquote(place.path), query, self.headers)
-            self.send_response_only(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    sdmx.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield sdmx
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 if __name__ == "__main__":

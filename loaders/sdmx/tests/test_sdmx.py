@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import ROOT
-from fake_sdmx import SAMPLES, Sdmx, Values, _history, serving
+from fake_sdmx import SAMPLES, Sdmx, Values, _history
+from fake_web import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,14 +11,13 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+
+from fake_web import Answer, path_and_query, serving
 
 SAMPLES = Path(__file__).parent / "worldbank"  # bytes as the World Bank sends them
 COUNTRIES = {"USA": ("US", "United States"), "JPN": ("JP", "Japan"), "WLD": ("1W", "World")}
@@ -62,18 +61,22 @@ class WorldBank:
     log: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v2"
+
     def asked(self, text: str = "") -> list[dict[str, Any]]:
         return [one for one in self.log if text in one["path"]]
 
-    def answer(self, path: str, query: Mapping[str, str]) -> tuple[int, str, bytes]:
-        """Status, media type and body."""
+    def answer(self, target: str, headers: Mapping[str, str]) -> Answer:
+        path, query = path_and_query(target)
         page = int(query.get("page", 1))
         fault = next((name for name, times in self.faults.items() if times and (name != "updated" or page > 1)), "")
         if fault:
             self.faults[fault] -= 1
         status, kind, content = self._answer(path, query, page, fault)
         self.log.append({"at": time.monotonic(), "path": path, "status": status, "fault": fault, **query})
-        return status, kind, content
+        return status, {"Content-Type": kind}, content
 
     def _answer(self, path: str, query: Mapping[str, str], page: int, fault: str) -> tuple[int, str, bytes]:
         broken = {"bad gateway": (502, "bad_gateway.html"), "maintenance": (200, "maintenance.html"),
@@ -90,7 +93,7 @@ class WorldBank:
         return 200, "application/json;charset=utf-8", self._wrapped(*found, page, query, fault)
 
     def _found(self, path: str, query: Mapping[str, str]) -> bytes | Page:
-        parts = [unquote(part) for part in path.strip("/").split("/")][1:]
+        parts = path.strip("/").split("/")[1:]
         if parts[0] == "country" and len(parts) == 4 and parts[2] == "indicator":
             return self._current(parts[1], parts[3], query)
         if parts[:2] == ["sources", "57"] and parts[-1] == "data":
@@ -165,38 +168,6 @@ def _sample(name: str) -> bytes:
     return (SAMPLES / name).read_bytes()
 
 
-@contextmanager
-def serving(bank: WorldBank) -> Iterator[WorldBank]:
-    """Serves on a port of its own for as long as the block runs; `bank.url` is its base_url."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are two writes: a client would wait for the second
-
-        def do_GET(self) -> None:
-            place = urlsplit(self.path)
-            status, kind, content = bank.answer(place.path, dict(parse_qsl(place.query)))
-            self.send_response(status)
-            for name, value in (("Content-Type", kind), ("Content-Length", str(len(content)))):
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    bank.url = f"http://127.0.0.1:{server.server_port}/v2"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield bank
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 if __name__ == "__main__":
     vintages = sample(Path(sys.argv[1]))
     shown = WorldBank()
@@ -205,5 +176,5 @@ if __name__ == "__main__":
     newest = vintages[max(vintages)]
     shown.current = {f"USA/{code}": newest[name] for name, code in CURRENT.items()}
     with serving(shown):
-        print(shown.url, flush=True)
+        print(shown.base_url, flush=True)
         threading.Event().wait()

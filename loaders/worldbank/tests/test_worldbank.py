@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import SAMPLE
-from fake_worldbank import SAMPLES, WorldBank, sample, serving
+from fake_web import serving
+from fake_worldbank import SAMPLES, WorldBank, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ class Desk:
 
     @property
     def contract(self) -> Contract:
-        text = HEAD.format(target=next(iter(self.ids)), url=self.bank.url, database=self.database, more=self.more)
+        text = HEAD.format(target=next(iter(self.ids)), url=self.bank.base_url, database=self.database, more=self.more)
         text += "".join(f'{name} = "{wanted}"\n' for name, wanted in self.ids.items())
         text += "".join(SERIES.format(name, self.frequency) for name in self.ids)
         path = self.root / "bank.toml"
@@ -537,7 +538,10 @@ def test_a_provider_that_is_down(two: Desk) -> None:
 def test_a_wrong_declaration_is_said_before_anything_is_asked(desk: Desk, keys: str, frequency: str, says: str) -> None:
     path = desk.root / "wrong.toml"
     path.write_text(
-        HEAD.format(target="A", url=desk.bank.url, database=2, more="") + keys + "\n" + SERIES.format("A", frequency)
+        HEAD.format(target="A", url=desk.bank.base_url, database=2, more="")
+        + keys
+        + "\n"
+        + SERIES.format("A", frequency)
     )
     with pytest.raises(UsageError, match=re.escape(says)):
         run.load(contracts.load(path), desk.url, desk.root, desk.said.append)
@@ -631,8 +635,8 @@ def test_whatever_is_published_is_read_as_it_is_in_pages_of_any_size(
     path = "/v2/country/USA/indicator/NY.GDP.MKTP.KD"
     if vintage:
         path = "/v2/sources/57/country/USA/series/NY.GDP.MKTP.KD/time/all/version/202404/data"
-    query = {"format": "json", "per_page": "99"}
-    pages = [bank.answer(path, query | {"page": f"{number}"})[2] for number in range(1, -(-len(values) // size) + 1)]
+    asked = f"{path}?format=json&per_page=99&page="
+    pages = [bank.answer(f"{asked}{number}", {})[2] for number in range(1, -(-len(values) // size) + 1)]
     found = parsed(b"\n".join(pages or [(SAMPLES / "nothing.json").read_bytes()]), tmp_path_factory.getbasetemp(),
                    vintage=vintage)  # fmt: skip
     until = vintage or bank.updated
