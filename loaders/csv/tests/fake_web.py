@@ -33,6 +33,18 @@ def path_and_query(target: str) -> tuple[str, dict[str, str]]:
     return unquote(place.path), dict(parse_qsl(place.query, keep_blank_values=True))
 
 
+class Nth(dict[str, int]):
+    """A fault of the n-th request alone, as the `faults` of a provider."""
+
+    def __init__(self, number: int, fault: str) -> None:
+        super().__init__({fault: 1})
+        self.number = number
+
+    def items(self) -> Any:
+        self.number -= 1
+        return super().items() if self.number == 0 else {}.items()
+
+
 @dataclass
 class Site:
     """`files` by path. `login`: the Authorization that it asks for. `log`: every request and its answer.

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from conftest import ROOT, SAMPLE
 from fake_fred import KEY, SAMPLES, Fred, Snapshot, rows_of, sample
-from fake_web import serving
+from fake_web import Nth, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -288,18 +288,6 @@ def test_long_answers_come_in_pages(desk: Desk, monkeypatch: pytest.MonkeyPatch)
     desk.fred.publish("A", {f"2017-{n:02}-10": {"2016-01-01": f"{n}"} for n in range(2, 13)})
     monkeypatch.setattr(desk.fred, "faults", Nth(5, "another count"))
     assert "changed it while it was read" in desk.refused()
-
-
-class Nth(dict[str, int]):
-    """A fault of the n-th request alone."""
-
-    def __init__(self, number: int, fault: str) -> None:
-        super().__init__({fault: 1})
-        self.number = number
-
-    def items(self) -> Any:
-        self.number -= 1
-        return super().items() if self.number == 0 else {}.items()
 
 
 # ---- the same series from two kinds of source ----

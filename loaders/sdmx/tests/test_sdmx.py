@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from conftest import ROOT
 from fake_sdmx import SAMPLES, Sdmx, Values, _history
-from fake_web import serving
+from fake_web import Nth, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -572,18 +572,6 @@ def test_a_body_that_is_no_answer(
     assert [one["fault"] for one in two.sdmx.log] == [""] * (request_number - 1) + [fault]  # asked once
     two.load()
     assert two.known(name="A") == two.known(name="B") == {"2016-01": 1, "2016-02": 2}
-
-
-class Nth(dict[str, int]):
-    """A fault of the n-th request alone."""
-
-    def __init__(self, number: int, fault: str) -> None:
-        super().__init__({fault: 1})
-        self.number = number
-
-    def items(self) -> Any:
-        self.number -= 1
-        return super().items() if self.number == 0 else {}.items()
 
 
 def test_a_provider_that_is_down(two: Desk) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import SAMPLE
-from fake_web import serving
+from fake_web import Nth, serving
 from fake_worldbank import SAMPLES, WorldBank, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,18 +120,6 @@ def bank() -> Iterator[WorldBank]:
 @pytest.fixture
 def desk(bank: WorldBank, url: str, tmp_path: Path) -> Desk:
     return Desk(bank, url, tmp_path)
-
-
-class Nth(dict[str, int]):
-    """A fault of the n-th request alone."""
-
-    def __init__(self, number: int, fault: str) -> None:
-        super().__init__({fault: 1})
-        self.number = number
-
-    def items(self) -> Any:
-        self.number -= 1
-        return super().items() if self.number == 0 else {}.items()
 
 
 # ---- what is current: a complete snapshot of our own, each time ----
