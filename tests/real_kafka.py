@@ -47,7 +47,7 @@ def test_messages_that_retention_took_are_named_with_the_way_on(cluster: Cluster
     assert says.endswith('to go on from 4, write resume = { "prices/0" = 4 } in the table of this source')
     desk.more = 'resume = { "prices/0" = 4 }'
     desk.load()
-    assert desk.known() == {1: 1, 5: 5, 6: 6, 7: 7}
+    assert desk.days() == {1: 1, 5: 5, 6: 6, 7: 7}
 
 
 def test_a_topic_that_is_not_there_is_named_and_not_made(cluster: Cluster, broker: Broker, desk: Desk) -> None:
@@ -77,12 +77,12 @@ def test_of_transactions_what_was_committed_is_read(cluster: Cluster, broker: Br
         broker.price("A", day, day)
         getattr(broker.producer, ends)(30)
     desk.load()
-    assert desk.known() == {1: 1, 3: 3}
+    assert desk.days() == {1: 1, 3: 3}
     assert desk.load() == []  # what follows the last message is a mark of its transaction
     broker.producer = plain
     broker.price("A", 4, 4)
     desk.load()
-    assert desk.known() == {1: 1, 3: 3, 4: 4}
+    assert desk.days() == {1: 1, 3: 3, 4: 4}
 
 
 def test_a_broker_that_was_killed_is_read_on(cluster: Cluster, broker: Broker, desk: Desk) -> None:
@@ -91,7 +91,7 @@ def test_a_broker_that_was_killed_is_read_on(cluster: Cluster, broker: Broker, d
     broker.price("A", 2, 2)
     cluster.restart()
     desk.load()
-    assert (desk.known(), desk.places()) == ({1: 1, 2: 2}, {"prices/0": 2})
+    assert (desk.days(), desk.places()) == ({1: 1, 2: 2}, {"prices/0": 2})
 
 
 def test_a_login_that_holds_and_one_that_does_not(
@@ -109,7 +109,7 @@ def test_a_login_that_holds_and_one_that_does_not(
         assert "uthentication failed" in says
         monkeypatch.setenv("KAFKA_PASSWORD", PASSWORD)
         desk.load()
-        assert desk.known() == {1: 1}
+        assert desk.days() == {1: 1}
         tables = [str(desk.rows(f"SELECT * FROM {name}")) for name in ("attempt", "load", "position", "quarantine")]  # noqa: S608
         assert not any(PASSWORD in one for one in (says, *capfd.readouterr(), *desk.said, *tables))
     finally:

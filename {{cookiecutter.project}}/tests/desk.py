@@ -1,18 +1,22 @@
-"""A small dataset of the tests' own: vintages written by hand, loaded as a user would, and what must be known then."""
+"""Services of the tests' own: one that reads a source and is looked into, and a small dataset written by hand."""
 
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
+import pytest
+from conftest import SAMPLE
 
 from model_service import contract as contracts
 from model_service.contract import Contract
-from model_service.loader import run
-from model_service.store import read
+from model_service.errors import ServiceError
+from model_service.loader import SourceError, run
+from model_service.store import raw, read
+from model_service.store.connection import connect
 
 Cell = tuple[int, int]  # series, month
 Values = Mapping[Cell, float]
@@ -20,12 +24,21 @@ NONE: Values = {}
 CELLS = [(series, month) for series in range(2) for month in range(3)]
 ORIGIN = datetime(2010, 1, 1, tzinfo=UTC)
 
-TOML = """
+HEAD = """
 [service]
 name = "desk"
 [image]
 repository = "desk"
 base = "python"
+[train]
+first_origin = "2000-01-01"
+[target]
+series = "{target}"
+horizons = [1]
+[[feature]]
+series = "{target}"
+"""
+TOML = """
 [source.{name}]
 kind = "csv"
 path = "*.csv"
@@ -47,14 +60,106 @@ source = "{name}"
 frequency = "{frequency}"
 unit = "percent"
 release_lag_days = 7
-[target]
-series = "{name}_0"
-horizons = [1]
-[[feature]]
-series = "{name}_0"
-[train]
-first_origin = "2000-01-01"
 """
+GDP = """
+[source.files]
+kind = "csv"
+path = "data/us-macro/*.csv"
+layout = "wide"
+date = { column = "Date", format = "%m/%d/%y" }
+vintage = { from = "file_name", format = "%Y-%m-%d" }
+[series.GDPC1]
+source = "files"
+frequency = "quarter"
+unit = "billions"
+release_lag_days = 30
+"""
+needs_sample = pytest.mark.skipif(
+    not (SAMPLE / "data/us-macro/2016-06-29.csv").is_file(), reason="the sample data/us-macro was removed"
+)
+
+
+def moment(text: str) -> datetime:
+    """Of a day its beginning; UTC where it names no offset."""
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+class Service:
+    """A service that reads a source into a database of its own, as `load` does, by a service.toml of `toml`."""
+
+    url: str
+    root: Path
+    said: list[str]
+
+    @property
+    def toml(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def contract(self) -> Contract:
+        return self.declared(self.toml)
+
+    def declared(self, text: str) -> Contract:
+        path = self.root / "service.toml"
+        path.write_text(text, "utf-8")
+        return contracts.load(path)
+
+    def load(self, contract: Contract | None = None, **how: Any) -> list[dict[str, Any]]:
+        return run.load(contract or self.contract, self.url, self.root, self.said.append, **how)
+
+    def again(self, load: int, kind: str, reason: str) -> dict[str, Any]:
+        """Reads the bytes that were kept of a load again."""
+        return run.again(self.contract, self.url, load, kind, reason, self.said.append)
+
+    def refused(self, kind: type[ServiceError] = SourceError, **how: Any) -> str:
+        """What a load that cannot be says, in one line; nothing of it is in the store, and no place was moved."""
+        before = self._brought()
+        with pytest.raises(kind) as refusal:
+            self.load(**how)
+        assert self._brought() == before
+        assert "\n" not in str(refusal.value)
+        return str(refusal.value)
+
+    def _brought(self) -> tuple[int, int, list[Any]]:
+        return self.count("load"), self.count("observation"), self.rows("SELECT * FROM position ORDER BY dataset, part")
+
+    def rows(self, sql: LiteralString, *given: Any) -> list[Any]:
+        with psycopg.connect(self.url) as connection:
+            return connection.execute(sql, given).fetchall()
+
+    def count(self, table: LiteralString) -> int:
+        return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
+
+    def held(self, name: str = "A") -> list[tuple[str, str, float | None]]:
+        """Every stored row of a series: period, known from, value."""
+        rows = self.rows(
+            "SELECT valid_time, known_from, value FROM observation JOIN series USING (series_id)"
+            " WHERE name = %s ORDER BY 1, 2", name,
+        )  # fmt: skip
+        return [(f"{valid:%Y-%m-%d}", f"{known:%Y-%m-%d}", value) for valid, known, value in rows]
+
+    def known(self, at: str = "2100-01-01", name: str = "A") -> dict[str, float]:
+        """What the store answers as of then, by the first day of each period."""
+        with connect(self.url) as connection:
+            loads = read.data_version(connection, None).loads
+            found = read.as_of(connection, [name], moment(at), loads)[name].tolist()
+        return {f"{period}"[:10]: value for period, value in found if value is not None and value == value}
+
+    def kept(self) -> list[bytes]:
+        """The kept bytes, in no order that means anything."""
+        with connect(self.url, "loader") as connection:
+            found = []
+            for (sha256,) in self.rows("SELECT DISTINCT sha256 FROM raw_object ORDER BY 1"):
+                with raw.opened(connection, sha256) as (path, _):
+                    found.append(path.read_bytes())
+        return found
+
+    def everything(self) -> dict[str, str]:
+        """All that the store holds, as text: each table, and the kept bytes."""
+        tables = self.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'raw_object'")
+        shown = {table: str(self.rows(f"SELECT * FROM {table}")) for (table,) in tables}
+        return shown | {"kept": "\n".join(one.decode("utf-8", "replace") for one in self.kept())}
 
 
 def day(number: int) -> datetime:
@@ -82,9 +187,9 @@ class Desk:
         vintage = 'vintage = { from = "file_name", format = "%Y-%m-%d" }' if self.vintages else ""
         path = self.root / "service.toml"
         path.write_text(
-            TOML.format(
-                name=self.name, column=column, decimal=decimal, vintage=vintage, more=self.more,
-                complete=str(self.complete).lower(),
+            (HEAD + TOML).format(
+                target=f"{self.name}_0", name=self.name, column=column, decimal=decimal, vintage=vintage,
+                more=self.more, complete=str(self.complete).lower(),
                 frequency=self.frequency, dates=self.dates,
             )
         )  # fmt: skip

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import serving
 from conftest import Run
+from desk import moment
 
 from model_service import artifact, batch, doctor, features, forecasting, live, registry, retrain
 from model_service import contract as contracts
@@ -56,10 +57,6 @@ transform = "difference"
 first_origin = "2000-01-01"
 """
 PAST = {f"2015-{month:02}": 5 + month % 2 / 10 for month in range(1, 13)}
-
-
-def at(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
 @dataclass
@@ -119,7 +116,7 @@ class Office:
         far = {"new_loads": 99, "drift_share": 0.99, "live_rmse_ratio": 99.0, "age_days": 999.0}
         contract = self.contract.model_copy(update={"retrain": contracts.Retrain.model_validate(far | limits)})
         with connect(self.url) as connection:
-            return {one.name: one.train for one in retrain.reasons(contract, connection, at(now))}
+            return {one.name: one.train for one in retrain.reasons(contract, connection, moment(now))}
 
 
 @pytest.fixture
@@ -219,7 +216,9 @@ def half_a_year(office: Office, off: float) -> None:
 def test_doctor_says_when_live_errors_have_outgrown_the_backtest(office: Office, off: float, state: str) -> None:
     half_a_year(office, off)
     with connect(office.url) as connection:
-        found = [one for one in doctor.examine(office.contract, connection, at("2016-08-01")) if one["check"] == "live"]
+        found = [
+            one for one in doctor.examine(office.contract, connection, moment("2016-08-01")) if one["check"] == "live"
+        ]
     assert [one["state"] for one in found] == [state, "ok"]
     says = f"horizon 1: RMSE of 6 forecasts {off} by latest, {off} by first release; 0.1 expected, {off * 10:.2f} times"
     decayed = "; decayed, the limit is 1.5: see `train --if-needed`" if state == "look" else ""

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pytest
 from conftest import ROOT
 from conftest import SAMPLE as HOME
+from desk import needs_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,8 +32,6 @@ SAMPLE = {
     "date": {"column": "Date", "format": "%m/%d/%y"},
     "vintage": {"from": "file_name", "format": "%Y-%m-%d"},
 }
-HOLDS_SAMPLE = (HOME / "data/us-macro/2016-06-29.csv").is_file()
-needs_sample = pytest.mark.skipif(not HOLDS_SAMPLE, reason="the sample data/us-macro was removed")
 QUARTERLY = {"GDPC1", "ULCNFB", "A261RX1Q020SBEA"}
 WIDE = {"path": "*.csv", "layout": "wide", "date": {"column": "date", "format": "%Y-%m-%d"}}
 LONG = {**WIDE, "layout": "long"}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 import pyarrow as pa
 import pytest
 from conftest import ROOT
+from desk import HEAD, Service
 from fake_s3 import KEY, REGION, SECRET, Bucket
 from fake_web import Site, basic, serving
 from hypothesis import given, settings
@@ -27,24 +27,11 @@ from pyarrow import parquet
 from model_service import contract as contracts
 from model_service import loader, mistakes
 from model_service.errors import UsageError
-from model_service.loader import Ask, Cell, Reject, SourceError, run, sources
+from model_service.loader import Ask, Cell, Reject, SourceError, sources
 from model_service.loader import parquet as rows_of
 from model_service.loader.sources import csv as source
-from model_service.store.connection import connect
 
-TOML = """
-[service]
-name = "files"
-[image]
-repository = "files"
-base = "python"
-[train]
-first_origin = "2000-01-01"
-[target]
-series = "A"
-horizons = [1]
-[[feature]]
-series = "A"
+SOURCE = """
 [source.files]
 kind = "csv"
 path = {path}
@@ -71,9 +58,7 @@ def table(*values: float) -> bytes:
 
 
 @dataclass
-class Desk:
-    """A service that reads files into a database of its own, as `load` does."""
-
+class Desk(Service):
     url: str
     root: Path
     path: Any = ""
@@ -82,37 +67,16 @@ class Desk:
     tries: int = 2
     said: list[str] = field(default_factory=list)
 
-    def load(self, **how: Any) -> list[str]:
-        """Names of what was loaded."""
-        return [one["file"] for one in self.results(**how) if one["outcome"] == "loaded"]
+    @property
+    def toml(self) -> str:
+        source = SOURCE.format(path=json.dumps(self.path), tries=self.tries, more=self.more, rules=self.rules)
+        return HEAD.format(target="A") + source
 
-    def contract(self) -> contracts.Contract:
-        path = self.root / "service.toml"
-        path.write_text(TOML.format(path=json.dumps(self.path), tries=self.tries, more=self.more, rules=self.rules))
-        return contracts.load(path)
+    def loaded(self) -> list[str]:
+        """Loads; names of what was loaded."""
+        return [one["file"] for one in self.load() if one["outcome"] == "loaded"]
 
-    def results(self, **how: Any) -> list[dict[str, Any]]:
-        return run.load(self.contract(), self.url, self.root, self.said.append, **how)
-
-    def refused(self, kind: type[Exception] = SourceError) -> str:
-        """What a load that cannot be says, in one line; it brought nothing."""
-        before = self.rows("SELECT count(*) FROM observation"), self.rows("SELECT count(*) FROM load")
-        with pytest.raises(kind) as refusal:
-            self.load()
-        assert (self.rows("SELECT count(*) FROM observation"), self.rows("SELECT count(*) FROM load")) == before
-        assert "\n" not in str(refusal.value)
-        return str(refusal.value)
-
-    def rows(self, sql: str) -> list[Any]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(sql).fetchall()
-
-    def held(self) -> list[tuple[str, str, float]]:
-        """Every stored row: period, known from, value."""
-        rows = self.rows("SELECT valid_time, known_from, value FROM observation ORDER BY 1, 2")
-        return [(f"{valid:%Y-%m}", f"{known:%Y-%m-%d}", value) for valid, known, value in rows]
-
-    def values(self) -> list[float]:
+    def values(self) -> list[float | None]:
         return [value for _, _, value in self.held()]
 
 
@@ -141,18 +105,22 @@ def one(desk: Desk, site: Site) -> Desk:
 def test_a_file_on_the_web_is_loaded_by_the_vintage_in_its_name(desk: Desk, site: Site) -> None:
     site.files |= {"/macro/2016-06-29.csv": table(1), "/macro/2016-07-29.csv.gz": gzip.compress(table(1.5, 2))}
     desk.path, desk.more = [f"{site.url}{path}" for path in site.files], DATED
-    assert desk.load() == desk.path
-    assert desk.held() == [("2016-01", "2016-06-29", 1), ("2016-01", "2016-07-29", 1.5), ("2016-02", "2016-07-29", 2)]
+    assert desk.loaded() == desk.path
+    assert desk.held() == [
+        ("2016-01-01", "2016-06-29", 1),
+        ("2016-01-01", "2016-07-29", 1.5),
+        ("2016-02-01", "2016-07-29", 2),
+    ]
     assert desk.rows("SELECT DISTINCT media_type FROM raw_object ORDER BY 1") == [("application/gzip",), ("text/csv",)]
 
 
 def test_an_unchanged_file_is_not_downloaded(one: Desk, site: Site) -> None:
-    assert one.load() == [one.path]
-    assert one.results()[0]["outcome"] == "nothing new"
+    assert one.loaded() == [one.path]
+    assert one.load()[0]["outcome"] == "nothing new"
     assert site.asked(200) == site.asked(304) == ["/a.csv"]
     assert site.log[1]["if-none-match"].startswith('"')
     site.files["/a.csv"] = table(1, 3)
-    assert one.load() == [one.path]
+    assert one.loaded() == [one.path]
     assert one.values() == [1, 2, 3]
 
 
@@ -195,20 +163,20 @@ def test_of_three_hundred_files_only_those_that_changed_are_downloaded(tmp_path:
 def test_a_date_stands_for_an_etag_but_not_one_of_this_very_second(one: Desk, site: Site) -> None:
     site.etags = False
     one.load()
-    assert one.results()[0]["outcome"] == "nothing new"
+    assert one.load()[0]["outcome"] == "nothing new"
     assert site.asked(304) == ["/a.csv"]
     site.written["/a.csv"] = 4e9  # newer than now: it may be written again without another date
     site.files["/a.csv"] = table(1, 3)
-    assert one.load() == [one.path]
+    assert one.loaded() == [one.path]
     site.files["/a.csv"] = table(1, 4)
-    assert one.load() == [one.path]
+    assert one.loaded() == [one.path]
     assert one.values() == [1, 2, 3, 4]
 
 
 def test_a_server_that_knows_no_conditions_costs_a_download_and_nothing_more(one: Desk, site: Site) -> None:
     site.faults["/a.csv"] = "no conditions"
     one.load()
-    assert one.results()[0]["outcome"] == "nothing new"
+    assert one.load()[0]["outcome"] == "nothing new"
     assert site.asked(200) == ["/a.csv"] * 2
     assert one.values() == [1, 2]
 
@@ -233,14 +201,14 @@ def test_a_transfer_that_is_zipped_is_undone_and_a_file_that_is_zipped_is_kept(
     desk.path = f"{site.url}{name}"
     desk.load()
     assert desk.values() == [1, 2]
-    assert kept(desk) == [content]
+    assert desk.kept() == [content]
 
 
 def test_a_file_that_was_moved_is_followed_and_keeps_its_name(one: Desk, site: Site) -> None:
     site.faults["/a.csv"], site.files["/a.csv.moved"] = "moved", table(7)
-    assert one.load() == [one.path]
+    assert one.loaded() == [one.path]
     assert one.values() == [7]
-    assert one.results()[0]["outcome"] == "nothing new"
+    assert one.load()[0]["outcome"] == "nothing new"
     assert site.asked(304) == ["/a.csv.moved"]
 
 
@@ -263,14 +231,14 @@ def test_files_that_a_page_names_are_chosen_by_pattern(desk: Desk, site: Site, i
         names = [path.replace("/macro/", "../macro/") for path in site.files]
         links = "\n".join(names if index == "text" else [f"<li><a class=x href='{name}'>{name}</a>" for name in names])
         site.files["/list/all.html"] = links.encode()
-    assert desk.load() == [f"{site.url}{path}" for path in wanted]
+    assert desk.loaded() == [f"{site.url}{path}" for path in wanted]
 
 
 def test_folders_of_any_depth(desk: Desk, site: Site) -> None:
     site.files |= {f"/macro/{path}": table(1) for path in ("a.csv", "2016/b.csv", "2016/07/c.csv")}
     site.files["/list"] = "\n".join(site.files).encode()
     desk.path, desk.more = f"{site.url}/macro/**/*.csv", f'index = "{site.url}/list"'
-    assert len(desk.load()) == 3
+    assert len(desk.loaded()) == 3
 
 
 def test_a_page_that_names_no_such_file(desk: Desk, site: Site) -> None:
@@ -283,7 +251,7 @@ def test_a_page_that_names_no_such_file(desk: Desk, site: Site) -> None:
 def test_local_files_and_those_on_the_web_are_one_source(one: Desk, site: Site) -> None:
     (one.root / "b.csv").write_bytes(table(1, 2, 3))
     one.path = [one.path, "*.csv"]
-    assert one.load() == ["b.csv", f"{site.url}/a.csv"]
+    assert one.loaded() == ["b.csv", f"{site.url}/a.csv"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
@@ -304,7 +272,7 @@ def test_a_body_that_ends_early_is_not_loaded(one: Desk, site: Site, fault: str)
     site.faults["/a.csv"] = fault
     assert one.refused().endswith("; try again later")
     assert site.asked(200) == ["/a.csv"] * 2
-    assert kept(one) == []
+    assert one.kept() == []
     site.times["/a.csv"] = 1
     one.load()
     assert one.values() == [1, 2]
@@ -414,15 +382,6 @@ def taken_away(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, f"model_service.loader.{module}", None)
 
 
-def kept(desk: Desk) -> list[bytes]:
-    with connect(desk.url, "loader") as connection:
-        found = []
-        for (sha256,) in desk.rows("SELECT DISTINCT sha256 FROM raw_object ORDER BY 1"):
-            with run.raw.opened(connection, sha256) as (path, _):
-                found.append(path.read_bytes())
-    return found
-
-
 def leaks(desk: Desk, caplog: pytest.LogCaptureFixture, secrets: list[str], breaks: Any) -> list[str]:
     """Where a secret shows: what was said, raised and logged, the tables, the kept bytes."""
     errors = []
@@ -433,11 +392,7 @@ def leaks(desk: Desk, caplog: pytest.LogCaptureFixture, secrets: list[str], brea
             with pytest.raises(SourceError) as refusal:
                 desk.load()
             errors += [str(refusal.value), repr(refusal.getrepr(style="long"))]
-    seen = {"said": str(desk.said), "raised": str(errors), "logged": caplog.text, "kept": str(kept(desk))}
-    for (name,) in desk.rows(
-        "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'raw_object'"
-    ):
-        seen[name] = str(desk.rows(f"SELECT * FROM {name}"))
+    seen = {"said": str(desk.said), "raised": str(errors), "logged": caplog.text, **desk.everything()}
     assert len(seen) > 10
     return [where for where, text in seen.items() if any(secret in text for secret in secrets)]
 
@@ -469,7 +424,7 @@ def test_an_answer_that_repeats_the_login_would_be_kept(one: Desk, site: Site, m
     assert one.refused() == "127.0.0.1 repeats the key in its answer: it was not kept"
     monkeypatch.setattr("model_service.loader.web._holds", lambda received, secret: False)
     one.load()
-    assert TOKEN.encode() in kept(one)[0]
+    assert TOKEN.encode() in one.kept()[0]
 
 
 # ---- keys ----
@@ -504,19 +459,17 @@ def test_the_source_that_the_documentation_writes(desk: Desk, tmp_path: Path, mo
     (tmp_path / "kinds").mkdir()
     (tmp_path / "kinds/meter.py").write_text(code)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "kinds")])
-    head = TOML.partition("[source.files]")[0].replace('"A"', '"KWH"')
-    (tmp_path / "service.toml").write_text(head + toml)
-    declared = contracts.load(tmp_path / "service.toml")
+    declared = desk.declared(HEAD.format(target="KWH") + toml)
     with pytest.raises(SourceError, match="data/meter.jsonl is not there"):
-        run.load(declared, desk.url, tmp_path, desk.said.append)
+        desk.load(declared)
     (tmp_path / "data").mkdir()
     lines = ['{"day": "2016-06-29", "kwh": 12.5}', '{"day": "2016-06-30", "kwh": NaN}', "[]", '{"day": "2016-06-29"}']
     (tmp_path / "data/meter.jsonl").write_text("\n".join([*lines, lines[0]]))
-    run.load(declared, desk.url, tmp_path, desk.said.append)
-    assert [(period, value) for period, _, value in desk.held()] == [("2016-06", 12.5)]
+    desk.load(declared)
+    assert [(period, value) for period, _, value in desk.held("KWH")] == [("2016-06-29", 12.5)]
     rules = desk.rows("SELECT line, rule FROM quarantine ORDER BY line")
     assert rules == [(2, "finite"), (3, "date"), (4, "number"), (5, "duplicate")]
-    assert run.load(declared, desk.url, tmp_path, desk.said.append)[0]["outcome"] == "nothing new"
+    assert desk.load(declared)[0]["outcome"] == "nothing new"
 
 
 # ---- a bucket ----
@@ -554,18 +507,18 @@ def stored(desk: Desk, bucket: Bucket) -> Desk:
 @needs_obstore
 def test_objects_of_a_bucket_are_loaded_by_the_vintage_in_their_names(stored: Desk) -> None:
     names = ["2016-05-29.csv", "2016-06-29.csv", "2016-07-29.csv.gz"]
-    assert stored.load() == [f"s3://macro/us/{name}" for name in names]
-    assert stored.held() == [("2016-01", f"2016-0{month}-29", month) for month in (5, 6, 7)]
+    assert stored.loaded() == [f"s3://macro/us/{name}" for name in names]
+    assert stored.held() == [("2016-01-01", f"2016-0{month}-29", month) for month in (5, 6, 7)]
 
 
 @needs_obstore
 def test_an_unchanged_object_is_known_by_the_listing_alone(stored: Desk, bucket: Bucket) -> None:
     stored.load()
     bucket.log.clear()
-    assert {one["outcome"] for one in stored.results()} == {"nothing new"}
+    assert {one["outcome"] for one in stored.load()} == {"nothing new"}
     assert bucket.asked() == [""]
     bucket.objects["us/2016-06-29.csv"] = table(6, 6)
-    assert stored.load() == ["s3://macro/us/2016-06-29.csv"]
+    assert stored.loaded() == ["s3://macro/us/2016-06-29.csv"]
     assert bucket.asked() == ["", "", "us/2016-06-29.csv"]
 
 
@@ -574,7 +527,7 @@ def test_one_object_is_asked_for_without_a_listing_and_on_condition(desk: Desk, 
     bucket.objects["us/a ä.csv"] = table(1)
     desk.path, bucket.faults[""] = "s3://macro/us/a ä.csv", "denied"
     desk.load()
-    assert desk.results()[0]["outcome"] == "nothing new"
+    assert desk.load()[0]["outcome"] == "nothing new"
     assert [(request["key"], request["status"]) for request in bucket.log] == [("us/a ä.csv", 200), ("us/a ä.csv", 304)]
 
 
@@ -583,7 +536,7 @@ def test_a_listing_of_many_pages(desk: Desk, bucket: Bucket) -> None:
     bucket.page = 100
     bucket.objects = {f"us/{number:03}.csv": table(number) for number in range(250)}
     desk.path, desk.more = "s3://macro/us/24*.csv", ""
-    assert len(desk.load()) == 10
+    assert len(desk.loaded()) == 10
     assert [request["key"] for request in bucket.log].count("") == 3
 
 
@@ -838,13 +791,13 @@ def test_columns_whose_names_have_points_are_columns(tmp_path: Path) -> None:
 def test_a_parquet_file_is_kept_as_it_came_and_read_again_from_that(desk: Desk, tmp_path: Path) -> None:
     parquet.write_table(pa.table({"date": DAYS, "A": [1.0, 20.0]}), tmp_path / "2016-07-29.parquet", compression="zstd")
     desk.path, desk.more, desk.rules = "*.parquet", DATED, "range = [0, 10]"
-    (result,) = desk.results()
-    assert kept(desk) == [(tmp_path / "2016-07-29.parquet").read_bytes()]
+    (result,) = desk.load()
+    assert desk.kept() == [(tmp_path / "2016-07-29.parquet").read_bytes()]
     assert desk.rows("SELECT line, raw, rule FROM quarantine") == [(2, "20.0", "range")]
     (tmp_path / "2016-07-29.parquet").unlink()
     desk.rules = ""
-    run.again(desk.contract(), desk.url, result["load_id"], "retry", "the range was too small", desk.said.append)
-    assert desk.held() == [("2016-01", "2016-07-29", 1), ("2016-02", "2016-07-29", 20)]
+    desk.again(result["load_id"], "retry", "the range was too small")
+    assert desk.held() == [("2016-01-01", "2016-07-29", 1), ("2016-02-01", "2016-07-29", 20)]
 
 
 def test_a_parquet_file_that_is_broken(desk: Desk, tmp_path: Path) -> None:

@@ -14,35 +14,20 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 from conftest import ROOT, SAMPLE
+from desk import GDP, HEAD, Service, moment, needs_sample
 from fake_fred import KEY, SAMPLES, Fred, Snapshot, rows_of, sample
 from fake_web import Nth, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_service import contract as contracts
-from model_service.contract import Contract, Series
+from model_service.contract import Series
 from model_service.errors import UsageError
 from model_service.loader import DELETED, Cell, Payload, Reject, SourceError, Window, run
 from model_service.loader.sources import fred as source
 from model_service.loader.web import Client
-from model_service.store import read
 from model_service.store.connection import connect
 from model_service.store.pace import Pace
 
-HEAD = """
-[service]
-name = "fred"
-[image]
-repository = "fred"
-base = "python"
-[train]
-first_origin = "2000-01-01"
-[target]
-series = "{target}"
-horizons = [1]
-[[feature]]
-series = "{target}"
-"""
 SOURCE = """
 [source.{name}]
 kind = "fred"
@@ -55,14 +40,8 @@ SERIES = '[series.{}]\nsource = "{}"\nfrequency = "{}"\nunit = "1"\nrelease_lag_
 MONTHS = {"2016-01-01": "1", "2016-02-01": "2"}
 
 
-def day(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
 @dataclass
-class Desk:
-    """A service that reads the stand-in into a database of its own, as `load` does."""
-
+class Desk(Service):
     fred: Fred
     url: str
     root: Path
@@ -77,48 +56,12 @@ class Desk:
     said: list[str] = field(default_factory=list)
 
     @property
-    def contract(self) -> Contract:
-        text = HEAD.format(target=self.names[0])
-        text += SOURCE.format(
+    def toml(self) -> str:
+        source = SOURCE.format(
             name=self.dataset, url=self.fred.base_url, rate=self.rate, tries=self.tries, more=self.more
         )
-        text += "".join(SERIES.format(name, self.dataset, self.frequency, self.rules) for name in self.names)
-        path = self.root / f"{self.dataset}.toml"
-        path.write_text(text + self.also)
-        return contracts.load(path)
-
-    def load(self, **how: Any) -> list[dict[str, Any]]:
-        return run.load(self.contract, self.url, self.root, self.said.append, **how)
-
-    def refused(self, **how: Any) -> str:
-        """What a load that cannot be says; nothing of it is in the store."""
-        before = self.count("load")
-        with pytest.raises(SourceError) as refusal:
-            self.load(**how)
-        assert (self.count("load"), self.count("load") == 0) == (before, self.count("observation") == 0)
-        assert "\n" not in str(refusal.value)
-        return str(refusal.value)
-
-    def rows(self, sql: str, *given: Any) -> list[Any]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(sql, given).fetchall()
-
-    def count(self, table: str) -> int:
-        return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
-
-    def held(self, name: str = "A") -> list[tuple[str, str, float | None]]:
-        """Every stored row: period, known from, value."""
-        rows = self.rows(
-            "SELECT valid_time, known_from, value, state FROM observation JOIN series USING (series_id)"
-            " WHERE name = %s ORDER BY 1, 2", name,
-        )  # fmt: skip
-        return [(f"{valid:%Y-%m-%d}", f"{known:%Y-%m-%d}", value) for valid, known, value, _ in rows]
-
-    def known(self, at: str, name: str = "A") -> dict[str, float]:
-        """What the store answers as of that day."""
-        with connect(self.url) as connection:
-            found = read.as_of(connection, [name], day(at), read.data_version(connection, None).loads)[name].tolist()
-        return {f"{period}"[:10]: value for period, value in found if value is not None and value == value}
+        series = "".join(SERIES.format(name, self.dataset, self.frequency, self.rules) for name in self.names)
+        return HEAD.format(target=self.names[0]) + source + series + self.also
 
 
 @pytest.fixture
@@ -292,27 +235,10 @@ def test_long_answers_come_in_pages(desk: Desk, monkeypatch: pytest.MonkeyPatch)
 
 # ---- the same series from two kinds of source ----
 
-CSV = """
-[source.files]
-kind = "csv"
-path = "data/us-macro/*.csv"
-layout = "wide"
-date = { column = "Date", format = "%m/%d/%y" }
-vintage = { from = "file_name", format = "%Y-%m-%d" }
-[series.GDPC1]
-source = "files"
-frequency = "quarter"
-unit = "billions"
-release_lag_days = 30
-"""
-needs_sample = pytest.mark.skipif(
-    not (SAMPLE / "data/us-macro/2016-06-29.csv").is_file(), reason="the sample data/us-macro was removed"
-)
-
 
 @needs_sample
 def test_gdp_from_files_and_from_fred_has_the_same_periods_and_times(desk: Desk) -> None:
-    desk.names, desk.frequency, desk.also = ("REAL_GDP",), "quarter", CSV
+    desk.names, desk.frequency, desk.also = ("REAL_GDP",), "quarter", GDP
     desk.more = 'ids = { REAL_GDP = "GDPC1" }'
     desk.fred.publish("GDPC1", sample(SAMPLE / "data/us-macro")["GDPC1"])
     run.load(desk.contract, desk.url, SAMPLE, desk.said.append)
@@ -322,13 +248,13 @@ def test_gdp_from_files_and_from_fred_has_the_same_periods_and_times(desk: Desk)
 
 @needs_sample
 def test_kept_bytes_are_read_again_by_the_kind_of_their_source(desk: Desk) -> None:
-    desk.names, desk.frequency, desk.also, desk.rules = ("REAL_GDP",), "quarter", CSV, "range = [0, 16000]"
+    desk.names, desk.frequency, desk.also, desk.rules = ("REAL_GDP",), "quarter", GDP, "range = [0, 16000]"
     desk.more = 'ids = { REAL_GDP = "GDPC1" }'
     desk.fred.publish("GDPC1", sample(SAMPLE / "data/us-macro")["GDPC1"])
     results = run.load(desk.contract, desk.url, SAMPLE, desk.said.append)
     load = next(one["load_id"] for one in results if one["dataset"] == "fred")
     asked, desk.rules = len(desk.fred.log), ""
-    run.again(desk.contract, desk.url, load, "retry", "the range was too small", desk.said.append)
+    desk.again(load, "retry", "the range was too small")
     assert desk.held("REAL_GDP") == desk.held("GDPC1")
     assert len(desk.fred.log) == asked
 
@@ -336,11 +262,10 @@ def test_kept_bytes_are_read_again_by_the_kind_of_their_source(desk: Desk) -> No
 def test_the_example_of_the_documentation(desk: Desk) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/fred.md").read_text("utf-8"), re.DOTALL)
     example = example.replace('kind = "fred"', f'kind = "fred"\nbase_url = "{desk.fred.base_url}"')
-    (desk.root / "service.toml").write_text(HEAD.format(target="REAL_GDP") + example)
     desk.fred.publish("GDPC1", {"2016-07-29": {"2016-04-01": "16575.1"}})
     desk.fred.publish("SP500", {"2016-07-29": {"2016-07-28": "2170.06"}})
     desk.fred.no_vintages.add("SP500")
-    run.load(contracts.load(desk.root / "service.toml"), desk.url, desk.root, desk.said.append)
+    desk.load(desk.declared(HEAD.format(target="REAL_GDP") + example))
     assert desk.held("REAL_GDP") == [("2016-04-01", "2016-07-29", 16575.1)]
     assert desk.held("SP500") == [("2016-07-28", f"{datetime.now(UTC):%Y-%m-%d}", 2170.06)]
 
@@ -446,11 +371,9 @@ def test_a_rest_by_a_date_and_one_that_is_too_long(two: Desk) -> None:
     ],
 )
 def test_a_wrong_key_of_the_source(two: Desk, keys: str, says: str) -> None:
-    path, two.names = two.root / "wrong.toml", ("A",)
     source = f'[source.fred]\nkind = "fred"\n{keys}\n' + SERIES.format("A", "fred", "month", "")
-    path.write_text(HEAD.format(target="A") + source)
     with pytest.raises(UsageError, match=re.escape(says)):
-        run.load(contracts.load(path), two.url, two.root, two.said.append)
+        two.load(two.declared(HEAD.format(target="A") + source))
 
 
 # ---- the budget ----
@@ -460,7 +383,8 @@ def test_ten_copies_together_stay_within_the_budget_of_the_provider(fred: Fred, 
     copies, fred.limit = [], 6  # a turn is a fifth of a second; one request may be late, and the next one not
     for number in range(10):
         fred.publish(f"S{number}", {"2016-03-04": MONTHS})
-        copies.append(Desk(fred, url, tmp_path, names=(f"S{number}",), dataset=f"fred{number}", rate=5))
+        (folder := tmp_path / f"{number}").mkdir()
+        copies.append(Desk(fred, url, folder, names=(f"S{number}",), dataset=f"fred{number}", rate=5))
     threads = [threading.Thread(target=copy.load) for copy in copies]
     for thread in threads:
         thread.start()
@@ -506,14 +430,7 @@ def leaks(desk: Desk, caplog: pytest.LogCaptureFixture) -> list[str]:
             with pytest.raises(SourceError) as refusal:
                 desk.load()
             errors += [str(refusal.value), repr(refusal.getrepr(style="long"))]
-    seen = {"said": str(desk.said), "raised": str(errors), "logged": caplog.text}
-    tables = desk.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'raw_object'")
-    for (table,) in tables:
-        seen[table] = str(desk.rows(f"SELECT * FROM {table}"))
-    with connect(desk.url, "loader") as connection:
-        for (sha256,) in desk.rows("SELECT DISTINCT sha256 FROM raw_object"):
-            with run.raw.opened(connection, sha256) as (path, _):
-                seen[sha256] = path.read_text()
+    seen = {"said": str(desk.said), "raised": str(errors), "logged": caplog.text, **desk.everything()}
     assert len(seen) > 10
     assert "HTTP Request: GET" in caplog.text  # there was something to be seen
     return [where for where, text in seen.items() if KEY in text]
@@ -617,8 +534,8 @@ def test_whatever_was_published_is_known_as_it_was(
             first = last
     for vintage, snapshot in history.items():
         known: dict[str, str] = {}
-        for cell in sorted(cells, key=lambda one: one.known_from or day("0001-01-01")):
-            if cell.known_from and cell.known_from <= day(vintage):
+        for cell in sorted(cells, key=lambda one: one.known_from or moment("0001-01-01")):
+            if cell.known_from and cell.known_from <= moment(vintage):
                 known[f"{cell.valid_time:%Y-%m-%d}"] = {0: f"{cell.value:g}", 1: ".", DELETED: ""}[cell.state]
         assert {period: text for period, text in known.items() if text} == dict(snapshot)
 

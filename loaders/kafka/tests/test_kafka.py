@@ -18,32 +18,20 @@ import fastavro
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from desk import HEAD, Service
 from fake_web import Answer, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_service import contract as contracts
-from model_service.contract import Contract, Series
+from model_service.contract import Series
 from model_service.errors import ServiceError, UsageError
 from model_service.loader import DELETED, MISSING, Cell, Payload, Reject, SourceError, Window, run
 from model_service.loader.sources import kafka as source
 from model_service.loader.sources._kafka import Message
-from model_service.store import ledger, position, raw, read
+from model_service.store import ledger, position, raw
 from model_service.store.connection import connect
 
-HEAD = """
-[service]
-name = "stream"
-[image]
-repository = "stream"
-base = "python"
-[train]
-first_origin = "2000-01-01"
-[target]
-series = "A"
-horizons = [1]
-[[feature]]
-series = "A"
+SOURCE = """
 [source.prices]
 kind = "kafka"
 servers = "{servers}"
@@ -85,9 +73,7 @@ def broker() -> Iterator[Broker]:
 
 
 @dataclass
-class Desk:
-    """A service that reads the topic into a database of its own, as `load` does."""
-
+class Desk(Service):
     servers: str
     url: str
     root: Path
@@ -97,30 +83,9 @@ class Desk:
     said: list[str] = field(default_factory=list)
 
     @property
-    def contract(self) -> Contract:
-        path = self.root / "service.toml"
-        text = HEAD.format(servers=self.servers, topic=self.topic, more=self.more)
-        path.write_text(text + "".join(SERIES.format(name, self.rules) for name in "AB"))
-        return contracts.load(path)
-
-    def load(self, **how: Any) -> list[dict[str, Any]]:
-        return run.load(self.contract, self.url, self.root, self.said.append, **how)
-
-    def refused(self, kind: type[ServiceError] = SourceError) -> str:
-        """What a load that cannot be says; nothing of it is in the store."""
-        before = self.count("load"), self.count("observation"), self.places()
-        with pytest.raises(kind) as refusal:
-            self.load()
-        assert (self.count("load"), self.count("observation"), self.places()) == before
-        assert "\n" not in str(refusal.value)
-        return str(refusal.value)
-
-    def rows(self, sql: str, *given: Any) -> list[Any]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(sql, given).fetchall()
-
-    def count(self, table: str) -> int:
-        return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
+    def toml(self) -> str:
+        source = SOURCE.format(servers=self.servers, topic=self.topic, more=self.more)
+        return HEAD.format(target="A") + source + "".join(SERIES.format(name, self.rules) for name in "AB")
 
     def places(self) -> dict[str, int]:
         return {part: int(stands.split("@")[0]) for part, stands in self.rows("SELECT part, stands FROM position")}
@@ -135,12 +100,9 @@ class Desk:
             )
         ]  # fmt: skip
 
-    def known(self, at: datetime | None = None, name: str = "A") -> dict[int, float]:
-        """What the store answers as of then, by day of January."""
-        with connect(self.url) as connection:
-            loads = read.data_version(connection, None).loads
-            found = read.as_of(connection, [name], at or datetime.now(UTC), loads)[name].tolist()
-        return {int(f"{period}"[8:10]): value for period, value in found if value is not None and value == value}
+    def days(self, at: str = "", name: str = "A") -> dict[int, float]:
+        """What the store answers as of then, or of now, by day of January."""
+        return {int(day[8:]): value for day, value in self.known(at or f"{datetime.now(UTC)}", name).items()}
 
     def quarantined(self) -> list[tuple[str, int, str]]:
         """Partition, offset and rule of each."""
@@ -161,7 +123,7 @@ def test_messages_are_loaded_and_each_partition_is_read_on_from_where_it_stands(
     broker.price("A", 2, 2.5)
     broker.price("B", 1, 7, partition=2)
     assert [one["file"] for one in desk.load()] == ["prices/0/0-1", "prices/2/0-0"]
-    assert (desk.places(), desk.known(), desk.known(name="B")) == (
+    assert (desk.places(), desk.days(), desk.days(name="B")) == (
         {"prices/0": 2, "prices/2": 1},
         {1: 1.5, 2: 2.5},
         {1: 7},
@@ -169,7 +131,7 @@ def test_messages_are_loaded_and_each_partition_is_read_on_from_where_it_stands(
     assert desk.load() == []
     broker.price("A", 3, 3.5)
     assert [one["file"] for one in desk.load()] == ["prices/0/2-2"]
-    assert desk.known() == {1: 1.5, 2: 2.5, 3: 3.5}
+    assert desk.days() == {1: 1.5, 2: 2.5, 3: 3.5}
     assert desk.rows("SELECT sum(fetched), sum(new) FROM load") == [(4, 4)]
 
 
@@ -179,7 +141,7 @@ def test_what_the_group_committed_has_no_say(broker: Broker, desk: Desk) -> None
     other = Consumer({"bootstrap.servers": broker.servers, "group.id": "model-service", "enable.auto.commit": False})
     other.commit(offsets=[TopicPartition("prices", 0, 2)], asynchronous=False)
     desk.load()
-    assert desk.known() == {1: 1, 2: 2}
+    assert desk.days() == {1: 1, 2: 2}
     assert other.committed([TopicPartition("prices", 0)], timeout=5)[0].offset == 2
     other.close()
 
@@ -191,7 +153,7 @@ def test_a_batch_ends_after_so_many_rows(broker: Broker, desk: Desk) -> None:
     desk.load()
     files = [file for (file,) in desk.rows("SELECT request->>'file' FROM load ORDER BY load_id")]
     assert files == ["prices/0/0-2", "prices/0/3-5", "prices/0/6-7"]
-    assert desk.known() == {day: day for day in range(1, 9)}
+    assert desk.days() == {day: day for day in range(1, 9)}
 
 
 def test_a_topic_that_is_to_be_read_again_is_read_again_and_nothing_is_doubled(broker: Broker, desk: Desk) -> None:
@@ -228,7 +190,7 @@ def test_vintages_out_of_order_answer_as_if_they_had_come_in_order(broker: Broke
     broker.price("A", 1, 2, published="2026-03-02")
     broker.price("A", 1, 2, published="2026-03-02", partition=1)  # by another way, once more
     desk.load()
-    answers = [desk.known(datetime(2026, 3, day, 12, tzinfo=UTC)) for day in (1, 2, 3)]
+    answers = [desk.days(f"2026-03-0{day}T12:00") for day in (1, 2, 3)]
     assert answers == [{1: 1}, {1: 2}, {1: 3}]
 
 
@@ -292,7 +254,7 @@ def test_a_null_message_deletes_what_its_key_names(broker: Broker, desk: Desk) -
     desk.load()
     broker.send(None, "A|2026-01-01")
     desk.load()
-    assert desk.known() == {2: 6}
+    assert desk.days() == {2: 6}
     assert desk.values() == [(1, 5, 0), (2, 6, 0), (3, None, MISSING), (1, None, DELETED)]
 
 
@@ -301,7 +263,7 @@ def test_messages_of_other_series_may_be_left_alone(broker: Broker, desk: Desk) 
     broker.price("C", 1, 1)
     broker.price("A", 1, 1)
     desk.load()
-    assert (desk.known(), desk.quarantined(), desk.places()) == ({1: 1}, [], {"prices/0": 2})
+    assert (desk.days(), desk.quarantined(), desk.places()) == ({1: 1}, [], {"prices/0": 2})
 
 
 def test_what_was_refused_is_read_again_when_the_declaration_was_mended(broker: Broker, desk: Desk) -> None:
@@ -310,8 +272,8 @@ def test_what_was_refused_is_read_again_when_the_declaration_was_mended(broker: 
     desk.load()
     assert desk.quarantined() == [("prices/0", 0, "message")]
     desk.more = ""
-    run.again(desk.contract, desk.url, 1, "retry", "another name", desk.said.append)
-    assert desk.known() == {1: 1}
+    desk.again(1, "retry", "another name")
+    assert desk.days() == {1: 1}
 
 
 # ---- a load that is not committed ----
@@ -326,10 +288,10 @@ def test_behind_a_blocked_batch_nothing_is_loaded(broker: Broker, desk: Desk) ->
     assert [one["outcome"] for one in desk.load()] == ["blocked"]
     broker.price("A", 10, 10)
     assert [one["outcome"] for one in desk.load()] == ["blocked"]
-    assert (desk.places(), max(desk.known())) == ({"prices/0": 8}, 8)
+    assert (desk.places(), max(desk.days())) == ({"prices/0": 8}, 8)
     desk.rules = ""
     desk.load()
-    assert (desk.places(), max(desk.known())) == ({"prices/0": 10}, 10)
+    assert (desk.places(), max(desk.days())) == ({"prices/0": 10}, 10)
 
 
 def test_a_dry_run_moves_nothing(broker: Broker, desk: Desk) -> None:
@@ -434,10 +396,10 @@ def test_messages_that_are_gone_before_they_were_read_are_named_with_the_way_on(
     assert f'resume = {{ "prices/0" = {low} }}' in says
     desk.more = f'resume = {{ "prices/0" = {low} }}\nbatch_rows = 5'
     desk.load()
-    assert (desk.places(), desk.known()) == ({"prices/0": 10}, {1: 1, 2: 2})
+    assert (desk.places(), desk.days()) == ({"prices/0": 10}, {1: 1, 2: 2})
     broker.price("A", 3, 3)
     desk.load()  # and then `resume` does nothing
-    assert (desk.places(), desk.known()) == ({"prices/0": 11}, {1: 1, 2: 2, 3: 3})
+    assert (desk.places(), desk.days()) == ({"prices/0": 11}, {1: 1, 2: 2, 3: 3})
 
 
 def test_messages_that_go_while_it_reads_are_named_too(
@@ -550,12 +512,12 @@ def test_avro_by_a_schema_from_a_file(broker: Broker, desk: Desk) -> None:
                   avro(PRICE, **price("A", 3, None)), avro(PRICE, **price("A", 4, 4.0)) + b"\0", b"\xff"):  # fmt: skip
         broker.send(value)
     desk.load()
-    assert desk.known() == {1: 1.5, 2: 2.25}
+    assert desk.days() == {1: 1.5, 2: 2.25}
     assert desk.quarantined() == [("prices/0", 3, "message"), ("prices/0", 4, "message")]
     assert desk.rows("SELECT DISTINCT known_from FROM observation") == [(JUNE,)]
     (desk.root / "price.avsc").unlink()  # the kept bytes bring it along
     desk.more = f'format = "avro"\nschema_file = "price.avsc"\n{PUBLISHED}\nvalue = "value"'
-    assert run.again(desk.contract, desk.url, 1, "correction", "look again", desk.said.append)["same"] == 3
+    assert desk.again(1, "correction", "look again")["same"] == 3
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"type": "price"}'])
@@ -599,7 +561,7 @@ def test_avro_framed_by_a_registry(
                   avro(PRICE, **price("A", 3, 3.5)), avro(PRICE, 7, **price("A", 4, 4.5))):  # fmt: skip
         broker.send(value)
     desk.load()
-    assert desk.known() == {1: 1.5, 4: 4.5}
+    assert desk.days() == {1: 1.5, 4: 4.5}
     assert desk.quarantined() == [("prices/0", 1, "message"), ("prices/0", 2, "message")]
     assert registry.asked == [(f"/schemas/ids/{number}", "Basic bWU6c2VjcmV0") for number in (7, 8)]
 
@@ -613,7 +575,7 @@ def test_a_schema_of_the_repository_reads_what_another_one_wrote(
     desk.more += '\nschema_file = "mine.avsc"\nvalue = "price"'
     broker.send(avro(PRICE, 7, **price("A", 1, 1.5)))
     desk.load()
-    assert desk.known() == {1: 1.5}
+    assert desk.days() == {1: 1.5}
 
 
 def test_a_registry_that_refuses_or_is_away_loses_nothing(
@@ -627,7 +589,7 @@ def test_a_registry_that_refuses_or_is_away_loses_nothing(
     assert desk.refused() == "127.0.0.1 answers 503, 6 times; try again later"
     registry.status = 200
     desk.load()
-    assert desk.known() == {1: 1.5}
+    assert desk.days() == {1: 1.5}
 
 
 # ---- declarations and logins ----

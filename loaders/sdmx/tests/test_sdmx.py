@@ -7,39 +7,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 from conftest import ROOT
+from desk import HEAD, Service
 from fake_sdmx import SAMPLES, Sdmx, Values, _history
 from fake_web import Nth, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_service import contract as contracts
-from model_service.contract import Contract, Series
+from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import DELETED, MISSING, Ask, Cell, Payload, Reject, SourceError, Window, run
+from model_service.loader import DELETED, MISSING, Ask, Cell, Payload, Reject, SourceError, Window
 from model_service.loader.sources import sdmx as source
 from model_service.loader.sources._sdmx import CSV, JSON
-from model_service.store import read
-from model_service.store.connection import connect
 
-HEAD = """
-[service]
-name = "sdmx"
-[image]
-repository = "sdmx"
-base = "python"
-[train]
-first_origin = "2000-01-01"
-[target]
-series = "{target}"
-horizons = [1]
-[[feature]]
-series = "{target}"
-"""
 SOURCE = """
 [source.sdmx]
 kind = "sdmx"
@@ -62,15 +45,8 @@ MONTHS = {"2016-01": "1", "2016-02": "2"}
 MARCH = "2016-03-02T15:30:00+01:00"
 
 
-def moment(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
 @dataclass
-class Desk:
-    """A service that reads the stand-in into a database of its own, as `load` does."""
-
+class Desk(Service):
     sdmx: Sdmx
     url: str
     root: Path
@@ -95,47 +71,12 @@ class Desk:
         text += SOURCE.format(face=self.sdmx.face, url=self.sdmx.base_url, keys=keys, more=self.more)
         return text + "".join(SERIES.format(name, self.frequency, self.rules) for name in self.names) + self.also
 
-    def declared(self, text: str) -> Contract:
-        (self.root / "service.toml").write_text(text)
-        return contracts.load(self.root / "service.toml")
-
-    @property
-    def contract(self) -> Contract:
-        return self.declared(self.toml)
-
-    def load(self, **how: Any) -> list[dict[str, Any]]:
-        return run.load(self.contract, self.url, self.root, self.said.append, **how)
-
-    def refused(self) -> str:
-        """What a load that cannot be says; nothing of it is in the store."""
-        before = self.count("load"), self.count("observation")
-        with pytest.raises(SourceError) as refusal:
-            self.load()
-        assert (self.count("load"), self.count("observation")) == before
-        assert "\n" not in str(refusal.value)
-        return str(refusal.value)
-
-    def rows(self, sql: str, *given: Any) -> list[Any]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(sql, given).fetchall()
-
-    def count(self, table: str) -> int:
-        return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
-
-    def held(self, name: str = "A") -> list[tuple[str, str, float | None, int]]:
-        """Every stored row: period, known from (UTC), value, state."""
+    def states(self) -> list[tuple[str, str, float | None, int]]:
+        """Every stored row, to the minute: period, known from (UTC), value, state."""
         rows = self.rows(
-            "SELECT valid_time, known_from AT TIME ZONE 'UTC', value, state FROM observation"
-            " JOIN series USING (series_id) WHERE name = %s ORDER BY 1, 2", name,
-        )  # fmt: skip
+            "SELECT valid_time, known_from AT TIME ZONE 'UTC', value, state FROM observation ORDER BY 1, 2"
+        )
         return [(f"{valid:%Y-%m-%d}", f"{known:%Y-%m-%d %H:%M}", value, state) for valid, known, value, state in rows]
-
-    def known(self, at: str = "2100-01-01", name: str = "A") -> dict[str, float]:
-        """What the store answers as of that moment."""
-        with connect(self.url) as connection:
-            loads = read.data_version(connection, None).loads
-            found = read.as_of(connection, [name], moment(at), loads)[name].tolist()
-        return {f"{period}"[:7]: value for period, value in found if value is not None and value == value}
 
 
 @pytest.fixture
@@ -159,7 +100,7 @@ def test_an_ecb_history_with_deletions_loads_to_the_answers_worked_out_by_hand(d
     desk.sdmx.bodies[desk.key()] = (SAMPLES / "ecb_history.json").read_bytes()
     (result,) = desk.load()
     assert (result["fetched"], result["new"], result["deleted"]) == (8, 4, 2)
-    assert desk.held() == [
+    assert desk.states() == [
         ("2016-01-01", "2016-03-02 14:30", 10.1, 0),
         ("2016-01-01", "2016-06-01 13:30", None, DELETED),
         ("2016-02-01", "2016-03-02 14:30", 10.2, 0),
@@ -170,10 +111,10 @@ def test_an_ecb_history_with_deletions_loads_to_the_answers_worked_out_by_hand(d
         ("2016-04-01", "2016-09-07 13:30", 10.5, 0),
     ]
     assert desk.known("2016-03-02T14:29") == {}
-    assert desk.known("2016-03-02T14:30") == {"2016-01": 10.1, "2016-02": 10.2}
-    assert desk.known("2016-06-01T13:29") == {"2016-01": 10.1, "2016-02": 10.2}
-    assert desk.known("2016-06-01T13:30") == {"2016-02": 10.3}
-    assert desk.known("2016-09-07T13:30") == {"2016-03": 10.4, "2016-04": 10.5}
+    assert desk.known("2016-03-02T14:30") == {"2016-01-01": 10.1, "2016-02-01": 10.2}
+    assert desk.known("2016-06-01T13:29") == {"2016-01-01": 10.1, "2016-02-01": 10.2}
+    assert desk.known("2016-06-01T13:30") == {"2016-02-01": 10.3}
+    assert desk.known("2016-09-07T13:30") == {"2016-03-01": 10.4, "2016-04-01": 10.5}
 
 
 def test_a_history_is_asked_for_whole_and_then_from_where_it_stood(desk: Desk) -> None:
@@ -189,22 +130,22 @@ def test_a_history_is_asked_for_whole_and_then_from_where_it_stood(desk: Desk) -
     assert second["updatedAfter"] == "2016-03-02T13:30:00+00:00"  # an hour before it had changed last
     assert second["If-Modified-Since"] == "Wed, 02 Mar 2016 14:30:00 GMT"
     assert (result["fetched"], result["changed"], result["new"], result["deleted"], result["same"]) == (5, 1, 1, 1, 2)
-    assert desk.known("2016-03-31") == {"2016-01": 1, "2016-02": 2}
-    assert desk.known() == {"2016-02": 2.5, "2016-03": 3}
+    assert desk.known("2016-03-31") == {"2016-01-01": 1, "2016-02-01": 2}
+    assert desk.known() == {"2016-02-01": 2.5, "2016-03-01": 3}
 
 
 def test_what_is_deleted_and_stated_at_one_moment_is_stated(desk: Desk) -> None:
     desk.publish(MARCH, MONTHS)
     desk.publish("2016-04-01T09:00:00+00:00", {"2016-02": "2.5"}, ("2016-01", "2016-02"))
     desk.load()
-    assert desk.known() == {"2016-02": 2.5}
+    assert desk.known() == {"2016-02-01": 2.5}
 
 
 def test_a_history_that_ends_with_the_series_ends_every_period(desk: Desk) -> None:
     desk.publish(MARCH, MONTHS)
     desk.publish("2016-04-01T09:00:00+00:00", {}, None)
     desk.load()
-    assert desk.known("2016-03-31") == {"2016-01": 1, "2016-02": 2}
+    assert desk.known("2016-03-31") == {"2016-01-01": 1, "2016-02-01": 2}
     assert desk.known("2016-04-01T09:00") == {}
 
 
@@ -215,7 +156,7 @@ def test_a_series_that_ends_later_is_asked_for_whole_for_only_that_names_its_per
     desk.load()
     assert ["updatedAfter" in one for one in desk.sdmx.log] == [False, True, False]
     assert desk.known() == {}
-    assert desk.known("2016-03-31") == {"2016-01": 1, "2016-02": 2}
+    assert desk.known("2016-03-31") == {"2016-01-01": 1, "2016-02-01": 2}
 
 
 # ---- changes since ----
@@ -234,7 +175,7 @@ def test_changes_and_deletions_since_the_last_load(oecd: Desk) -> None:
     (result,) = oecd.load()
     assert oecd.sdmx.log[1]["updatedAfter"] == "2016-03-02T13:30:00+00:00"
     assert (result["new"], result["changed"], result["deleted"], result["vanished"]) == (1, 1, 1, 0)
-    assert oecd.known() == {"2016-02": 2.5, "2016-03": 3, "2016-04": 4}
+    assert oecd.known() == {"2016-02-01": 2.5, "2016-03-01": 3, "2016-04-01": 4}
 
 
 def test_a_deletion_of_the_whole_series_is_followed_by_a_snapshot(oecd: Desk) -> None:
@@ -245,7 +186,7 @@ def test_a_deletion_of_the_whole_series_is_followed_by_a_snapshot(oecd: Desk) ->
     oecd.publish("2016-04-01T10:00:00+00:00", {"2016-03": "3"})
     oecd.load()
     assert ["updatedAfter" in one for one in oecd.sdmx.log] == [False, True, False]
-    assert oecd.known() == {"2016-03": 3}
+    assert oecd.known() == {"2016-03-01": 3}
 
 
 def test_the_next_changes_are_asked_for_from_where_the_last_ones_stood(oecd: Desk) -> None:
@@ -266,7 +207,7 @@ def test_a_load_that_a_check_blocks_does_not_move_where_it_stands(oecd: Desk) ->
     assert [one["outcome"] for one in oecd.load()] == ["blocked"]
     oecd.also = ""
     assert [one["outcome"] for one in oecd.load()] == ["loaded"]
-    assert oecd.known() == {"2016-01": 1, "2016-02": 2, "2016-03": 9}
+    assert oecd.known() == {"2016-01-01": 1, "2016-02-01": 2, "2016-03-01": 9}
 
 
 # ---- snapshots ----
@@ -281,11 +222,11 @@ def bis(desk: Desk) -> Desk:
 def test_a_snapshot_is_known_from_the_time_of_loading_and_what_the_next_one_lacks_has_vanished(bis: Desk) -> None:
     bis.publish(MARCH, MONTHS)
     bis.load()
-    assert {known[:10] for _, known, _, _ in bis.held()} == {f"{datetime.now(UTC):%Y-%m-%d}"}
+    assert {known for _, known, _ in bis.held()} == {f"{datetime.now(UTC):%Y-%m-%d}"}
     bis.publish("2016-04-01T09:00:00+00:00", {"2016-02": "2.5"}, ("2016-01",))
     (result,) = bis.load()
     assert (result["changed"], result["vanished"]) == (1, 1)
-    assert bis.known() == {"2016-02": 2.5}
+    assert bis.known() == {"2016-02-01": 2.5}
 
 
 def test_a_snapshot_that_was_not_changed_is_not_sent(bis: Desk) -> None:
@@ -303,7 +244,7 @@ def test_a_snapshot_that_lacks_too_much_is_blocked_and_nothing_vanishes(bis: Des
     bis.load()
     bis.publish("2016-04-01T09:00:00+00:00", {}, ("2016-01",))
     assert [one["outcome"] for one in bis.load()] == ["blocked"]
-    assert bis.known() == {"2016-01": 1, "2016-02": 2}
+    assert bis.known() == {"2016-01-01": 1, "2016-02-01": 2}
 
 
 def test_what_could_not_be_read_has_not_vanished(bis: Desk) -> None:
@@ -313,17 +254,17 @@ def test_what_could_not_be_read_has_not_vanished(bis: Desk) -> None:
     (result,) = bis.load()
     assert (result["quarantined"], result["vanished"]) == (1, 0)
     assert bis.rows("SELECT rule, raw FROM quarantine") == [("number", "n/a")]
-    assert bis.known() == {"2016-01": 1, "2016-02": 2}
+    assert bis.known() == {"2016-01-01": 1, "2016-02-01": 2}
 
 
 def test_kept_bytes_are_read_again_without_the_provider(bis: Desk) -> None:
     bis.rules = "range = [0, 1.5]"
     bis.publish(MARCH, MONTHS)
     (result,) = bis.load()
-    assert bis.known() == {"2016-01": 1}
+    assert bis.known() == {"2016-01-01": 1}
     bis.rules, asked = "", len(bis.sdmx.log)
-    run.again(bis.contract, bis.url, result["load_id"], "retry", "the range was too small", bis.said.append)
-    assert bis.known() == {"2016-01": 1, "2016-02": 2}
+    bis.again(result["load_id"], "retry", "the range was too small")
+    assert bis.known() == {"2016-01-01": 1, "2016-02-01": 2}
     assert len(bis.sdmx.log) == asked
 
 
@@ -344,7 +285,7 @@ def test_an_answer_without_observations_is_nothing_new_of_a_key_that_gave_some(
         desk.sdmx.releases[desk.key()][0].values = {}
     assert desk.load() == []
     assert desk.rows("SELECT outcome FROM attempt ORDER BY attempt_id") == [("done",), ("nothing new",)]
-    assert desk.known() == {"2016-01": 1, "2016-02": 2}
+    assert desk.known() == {"2016-01-01": 1, "2016-02-01": 2}
     said = {"304": "304", "404": "404"}.get(nothing, "200")
     if face == "eurostat" and said != "200":
         said = "400"  # its way to say that there are no results
@@ -398,7 +339,7 @@ def test_an_answer_that_is_prepared_is_waited_for(eurostat: Desk) -> None:
     status, data = f"/1.0/async/status/{ticket}", f"/1.0/async/data/{ticket}"
     assert paths == ["/sdmx/2.1/data/prc_hicp_minr/M.RCH_A.CP00.EL/", status, status, status, data]
     assert eurostat.sdmx.log[-1]["format"] == "SDMX-CSV"
-    assert eurostat.known() == {"2016-01": 1, "2016-02": 2}
+    assert eurostat.known() == {"2016-01-01": 1, "2016-02-01": 2}
 
 
 @pytest.mark.parametrize("state", ["EXPIRED", "UNKNOWN_REQUEST", "ERROR"])
@@ -433,7 +374,7 @@ def test_an_answer_that_is_too_big_is_asked_for_in_halves(eurostat: Desk) -> Non
     assert halves[:3] == [("", "", "413"), ("", f"{middle}", "200"), (f"{middle + 1}", "", "413")]
     assert sum(status == "413" for _, _, status in halves) >= 3
     assert result["new"] == 241
-    assert eurostat.known() == {period: float(text) for period, text in values.items()} | {"1850-06": 0}
+    assert eurostat.known() == {f"{period}-01": float(text) for period, text in values.items()} | {"1850-06-01": 0}
 
 
 def test_a_year_that_is_too_big_is_said(eurostat: Desk) -> None:
@@ -484,8 +425,8 @@ def test_any_endpoint_by_its_url(desk: Desk) -> None:
     desk.sdmx.face = "imf"
     desk.publish(MARCH, MONTHS)
     contract = desk.declared(desk.toml.replace('provider = "imf"\n', ""))
-    run.load(contract, desk.url, desk.root, desk.said.append)
-    assert desk.known() == {"2016-01": 1, "2016-02": 2}
+    desk.load(contract)
+    assert desk.known() == {"2016-01-01": 1, "2016-02-01": 2}
     assert desk.sdmx.log[-1]["Accept"] == "application/vnd.sdmx.data+csv;version=1.0.0"
 
 
@@ -506,7 +447,7 @@ def test_any_endpoint_by_its_url(desk: Desk) -> None:
 def test_a_wrong_key_of_the_source(desk: Desk, change: tuple[str, str], says: str) -> None:
     assert change[0] in desk.toml
     with pytest.raises(UsageError, match=re.escape(says)):
-        run.load(desk.declared(desk.toml.replace(*change)), desk.url, desk.root, desk.said.append)
+        desk.load(desk.declared(desk.toml.replace(*change)))
     assert desk.sdmx.log == []
 
 
@@ -571,7 +512,7 @@ def test_a_body_that_is_no_answer(
     assert shown in says
     assert [one["fault"] for one in two.sdmx.log] == [""] * (request_number - 1) + [fault]  # asked once
     two.load()
-    assert two.known(name="A") == two.known(name="B") == {"2016-01": 1, "2016-02": 2}
+    assert two.known(name="A") == two.known(name="B") == {"2016-01-01": 1, "2016-02-01": 2}
 
 
 def test_a_provider_that_is_down(two: Desk) -> None:
@@ -773,8 +714,7 @@ def test_the_example_of_the_documentation(desk: Desk) -> None:
         other.publish(keys["INFLATION"], MARCH, MONTHS)
         example = example.replace('provider = "ecb"', f'provider = "ecb"\nbase_url = "{desk.sdmx.base_url}"')
         example = example.replace('provider = "eurostat"', f'provider = "eurostat"\nbase_url = "{other.base_url}"')
-        contract = desk.declared(HEAD.format(target="UNEMPLOYMENT") + example)
-        run.load(contract, desk.url, desk.root, desk.said.append)
-    assert desk.known("2016-03-31", "UNEMPLOYMENT") == {"2016-01": 1, "2016-02": 2}
+        desk.load(desk.declared(HEAD.format(target="UNEMPLOYMENT") + example))
+    assert desk.known("2016-03-31", "UNEMPLOYMENT") == {"2016-01-01": 1, "2016-02-01": 2}
     assert desk.known("2016-03-31", "INFLATION") == {}
-    assert desk.known(name="INFLATION") == {"2016-01": 1, "2016-02": 2}
+    assert desk.known(name="INFLATION") == {"2016-01-01": 1, "2016-02-01": 2}

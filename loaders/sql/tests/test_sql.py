@@ -19,43 +19,23 @@ import psycopg
 import pytest
 import sqlalchemy
 from conftest import ROOT, SAMPLE
+from desk import GDP, HEAD, Service, needs_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warehouse import PASSWORD, Warehouse, running
 
-from model_service import contract as contracts
-from model_service.contract import Contract, Series
+from model_service.contract import Series
 from model_service.errors import UsageError
 from model_service.loader import MISSING, Cell, Payload, Reject, SourceError, Window, run
 from model_service.loader.sources import _sql as rows
 from model_service.loader.sources import sql as source
 from model_service.mistakes import validate
-from model_service.store import read
-from model_service.store.connection import connect
 
-HEAD = """
-[service]
-name = "sql"
-[image]
-repository = "sql"
-base = "python"
-[train]
-first_origin = "2000-01-01"
-[target]
-series = "{target}"
-horizons = [1]
-[[feature]]
-series = "{target}"
-"""
 SOURCE = '[source.warehouse]\nkind = "sql"\nurl_variable = "WAREHOUSE_URL"\n'
 SERIES = '[series.{}]\nsource = "{}"\nfrequency = "{}"\nunit = "1"\nrelease_lag_days = 1\n'
 ALL = "SELECT series, time, value FROM macro.data ORDER BY 1, 2"
 CHANGED = "SELECT * FROM macro.data WHERE changed >= :cursor ORDER BY changed, series, time"
 CURSOR = '{{ column = "changed", overlap = {}, start = {} }}'
-
-
-def day(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +55,7 @@ def warehouse(server_of_others: Warehouse, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @dataclass
-class Desk:
-    """A service that reads the warehouse into a database of its own, as `load` does."""
-
+class Desk(Service):
     url: str
     root: Path
     query: str = ALL
@@ -88,57 +66,12 @@ class Desk:
     said: list[str] = field(default_factory=list)
 
     @property
-    def contract(self) -> Contract:
+    def toml(self) -> str:
         text = HEAD.format(target=self.names[0]) + SOURCE + f"query = {json.dumps(self.query)}\n{self.more}\n"
-        text += "".join(SERIES.format(name, "warehouse", self.frequency) for name in self.names)
-        path = self.root / "service.toml"
-        path.write_text(text + self.also, "utf-8")
-        return contracts.load(path)
-
-    def load(self, **how: Any) -> list[dict[str, Any]]:
-        return run.load(self.contract, self.url, self.root, self.said.append, **how)
-
-    def refused(self, **how: Any) -> str:
-        """What a load that cannot be says; nothing of it is in the store."""
-        before = self.count("load"), self.count("observation"), self.count("position")
-        with pytest.raises(SourceError) as refusal:
-            self.load(**how)
-        assert (self.count("load"), self.count("observation"), self.count("position")) == before
-        assert "\n" not in str(refusal.value)
-        return str(refusal.value)
-
-    def rows(self, sql: LiteralString, *given: Any) -> list[Any]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(sql, given).fetchall()
-
-    def count(self, table: str) -> int:
-        return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])  # type: ignore[arg-type]
-
-    def held(self, name: str = "A") -> list[tuple[str, str, float | None]]:
-        """Every stored row: period, known from, value."""
-        found = self.rows(
-            "SELECT valid_time, known_from, value FROM observation JOIN series USING (series_id)"
-            " WHERE name = %s ORDER BY 1, 2", name,
-        )  # fmt: skip
-        return [(f"{valid:%Y-%m-%d}", f"{known:%Y-%m-%d}", value) for valid, known, value in found]
-
-    def known(self, name: str = "A", at: str = "2100-01-01") -> dict[str, float]:
-        """What the store answers as of that day."""
-        with connect(self.url) as connection:
-            found = read.as_of(connection, [name], day(at), read.data_version(connection, None).loads)[name].tolist()
-        return {f"{period}"[:7]: value for period, value in found if value is not None and value == value}
+        return text + "".join(SERIES.format(name, "warehouse", self.frequency) for name in self.names) + self.also
 
     def quarantined(self) -> list[tuple[str, str]]:
         return self.rows("SELECT rule, detail FROM quarantine ORDER BY quarantine_id")
-
-    def kept(self) -> list[str]:
-        """The kept bytes, as text, in the order of their loads."""
-        with connect(self.url, "loader") as connection:
-            found = []
-            for (sha256,) in self.rows("SELECT payload_sha256 FROM load ORDER BY load_id"):
-                with run.raw.opened(connection, sha256) as (path, _):
-                    found.append(path.read_text("utf-8"))
-        return found
 
 
 @pytest.fixture
@@ -177,7 +110,7 @@ def test_a_column_says_since_when_a_value_was_known(desk: Desk, warehouse: Wareh
         warehouse.run("INSERT INTO macro.data VALUES ('A', '2016-01-01', %s, %s)", value, known)
     desk.load()
     assert desk.held() == [("2016-01-01", "2016-02-06", 1), ("2016-01-01", "2016-03-04", 1.5)]
-    assert desk.known(at="2016-03-01") == {"2016-01": 1}
+    assert desk.known(at="2016-03-01") == {"2016-01-01": 1}
 
 
 def test_keys_of_the_warehouse_are_given_names(desk: Desk, warehouse: Warehouse) -> None:
@@ -186,16 +119,16 @@ def test_keys_of_the_warehouse_are_given_names(desk: Desk, warehouse: Warehouse)
     warehouse.run("INSERT INTO macro.data VALUES ('4711', '2016-01-01', 3)")
     desk.names, desk.more = ("A", "B", "C"), 'keys = { A = "us.houst", C = "4711" }'
     desk.load()
-    assert [desk.known(name) for name in desk.names] == [{"2016-01": 1}, {"2016-01": 2}, {"2016-01": 3}]
+    assert [desk.known(name=name) for name in desk.names] == [{"2016-01-01": 1}, {"2016-01-01": 2}, {"2016-01-01": 3}]
     desk.query = "SELECT 4711 AS series, DATE '2016-02-01' AS time, 4 AS value"
     desk.load()
-    assert desk.known("C")["2016-02"] == 4
+    assert desk.known(name="C")["2016-02-01"] == 4
 
 
 def test_null_is_a_value_that_is_missing(desk: Desk, warehouse: Warehouse) -> None:
     put(warehouse, ("2016-01-01", 1, None), ("2016-02-01", None, None))
     desk.load()
-    assert desk.known() == {"2016-01": 1}
+    assert desk.known() == {"2016-01-01": 1}
     assert desk.rows("SELECT state FROM observation WHERE value IS NULL") == [(MISSING,)]
 
 
@@ -206,7 +139,7 @@ def test_colons_and_percent_signs_of_a_query_are_its_own(desk: Desk, warehouse: 
     )
     desk.query = like + " ORDER BY time -- all of it"
     desk.load()
-    assert desk.known() == {"2016-01": 1, "2016-02": 2}
+    assert desk.known() == {"2016-01-01": 1, "2016-02-01": 2}
     assert desk.query.endswith("it")
 
 
@@ -215,10 +148,10 @@ def test_deletions_come_by_a_complete_query_alone(changing: Desk, warehouse: War
     changing.load()
     warehouse.run("DELETE FROM macro.data WHERE time = '2016-01-01'")
     changing.load()
-    assert changing.known() == {"2016-01": 1, "2016-02": 2}  # the cursor cannot see it
+    assert changing.known() == {"2016-01-01": 1, "2016-02-01": 2}  # the cursor cannot see it
     changing.query, changing.more = ALL, "complete = true\nmax_vanished = 1"
     changing.load()
-    assert changing.known() == {"2016-02": 2}
+    assert changing.known() == {"2016-02-01": 2}
 
 
 def test_a_query_without_a_row_is_refused_and_so_deletes_nothing(desk: Desk, warehouse: Warehouse) -> None:
@@ -240,7 +173,7 @@ def late_commit(desk: Desk, warehouse: Warehouse) -> dict[str, float]:
         slow.execute("INSERT INTO macro.data VALUES ('A', '2016-02-01', 2, NULL, '2016-03-01 10:30Z')")
         put(warehouse, ("2016-03-01", 3, "2016-03-01 11:00Z"))
         desk.load()
-        assert desk.known() == {"2016-01": 1, "2016-03": 3}  # the control: it was not to be seen
+        assert desk.known() == {"2016-01-01": 1, "2016-03-01": 3}  # the control: it was not to be seen
     desk.load()
     return desk.known()
 
@@ -248,7 +181,7 @@ def late_commit(desk: Desk, warehouse: Warehouse) -> dict[str, float]:
 def test_what_is_committed_after_a_load_with_a_smaller_cursor_comes_with_the_next_one(
     changing: Desk, warehouse: Warehouse
 ) -> None:
-    assert late_commit(changing, warehouse) == {"2016-01": 1, "2016-02": 2, "2016-03": 3}
+    assert late_commit(changing, warehouse) == {"2016-01-01": 1, "2016-02-01": 2, "2016-03-01": 3}
     assert changing.rows("SELECT request->>'file' FROM load ORDER BY load_id") == [
         ("query/2000-01-01 00:00:00+00:00",),
         ("query/2016-03-01 10:00:00+00:00",),
@@ -258,7 +191,7 @@ def test_what_is_committed_after_a_load_with_a_smaller_cursor_comes_with_the_nex
 def test_without_an_overlap_it_would_be_lost(changing: Desk, warehouse: Warehouse) -> None:
     """Sabotage: the overlap is what brings it."""
     changing.more = "cursor = " + CURSOR.format(0, "2000-01-01T00:00:00Z")
-    assert late_commit(changing, warehouse) == {"2016-01": 1, "2016-03": 3}
+    assert late_commit(changing, warehouse) == {"2016-01-01": 1, "2016-03-01": 3}
 
 
 @pytest.mark.parametrize(("comparison", "brought"), [(">=", True), (">", False)])
@@ -269,7 +202,7 @@ def test_a_row_exactly_at_the_cursor(changing: Desk, warehouse: Warehouse, compa
     changing.load()
     put(warehouse, ("2016-02-01", 2, "2016-03-01 10:00Z"))
     changing.load()
-    assert ("2016-02" in changing.known()) == brought
+    assert ("2016-02-01" in changing.known()) == brought
 
 
 @pytest.mark.parametrize(
@@ -294,7 +227,7 @@ def test_a_cursor_is_a_moment_a_day_or_a_number(
     assert [one["fetched"] for one in changing.load()] == [
         2 if column != "timestamptz" and column != "timestamp" else 3
     ]
-    assert changing.known() == {"2016-01": 1, "2016-02": 2, "2016-03": 3}
+    assert changing.known() == {"2016-01-01": 1, "2016-02-01": 2, "2016-03-01": 3}
 
 
 def test_nothing_new_is_no_load_and_does_not_move_it(changing: Desk, warehouse: Warehouse) -> None:
@@ -317,7 +250,7 @@ def test_a_load_that_was_blocked_does_not_move_it(changing: Desk, warehouse: War
     assert changing.count("position") == 0
     changing.also = ""
     changing.load()
-    assert changing.known() == {"2016-01": 2}
+    assert changing.known() == {"2016-01-01": 2}
 
 
 def test_another_query_begins_anew(changing: Desk, warehouse: Warehouse) -> None:
@@ -328,7 +261,7 @@ def test_another_query_begins_anew(changing: Desk, warehouse: Warehouse) -> None
     changing.load()
     changing.names, changing.query = ("A", "B"), CHANGED.replace("WHERE", "WHERE series IN ('A', 'B') AND")
     changing.load()
-    assert changing.known("B") == {"2015-01": 2}
+    assert changing.known(name="B") == {"2015-01-01": 2}
 
 
 def test_a_clock_that_is_wrong_does_not_hide_what_follows(changing: Desk, warehouse: Warehouse) -> None:
@@ -336,7 +269,7 @@ def test_a_clock_that_is_wrong_does_not_hide_what_follows(changing: Desk, wareho
     changing.load()
     put(warehouse, ("2016-02-01", 2, f"{datetime.now(UTC)}"))
     changing.load()
-    assert changing.known() == {"2016-01": 1, "2016-02": 2}
+    assert changing.known() == {"2016-01-01": 1, "2016-02-01": 2}
 
 
 def test_a_row_whose_cursor_is_null_does_not_move_it(changing: Desk, warehouse: Warehouse) -> None:
@@ -407,7 +340,7 @@ def test_statements_go_before_the_query(desk: Desk, warehouse: Warehouse) -> Non
     put(warehouse, ("2016-01-01", 1, None))
     desk.query, desk.more = ALL.replace("macro.", ""), "before = [\"SET LOCAL search_path = 'macro'\"]"
     desk.load()
-    assert desk.known() == {"2016-01": 1}
+    assert desk.known() == {"2016-01-01": 1}
 
 
 def test_a_dry_run_does_nothing_and_says_what_it_would(changing: Desk, warehouse: Warehouse) -> None:
@@ -446,7 +379,7 @@ def test_another_dialect_is_configuration(desk: Desk, monkeypatch: pytest.Monkey
         "query/0",
         "query/2",
     ]
-    assert desk.known()["2016-04"] == 4
+    assert desk.known()["2016-04-01"] == 4
 
 
 # ---- what does not fit ----
@@ -476,7 +409,7 @@ def test_numbers_at_the_edge(desk: Desk, case: str) -> None:
     if isinstance(expected, str):
         assert [rule for rule, _ in desk.quarantined()] == [expected]
     else:
-        assert (desk.known(), desk.quarantined()) == ({"2016-01": expected}, [])
+        assert (desk.known(), desk.quarantined()) == ({"2016-01-01": expected}, [])
 
 
 GOOD = {"series": "'A'", "time": "DATE '2016-01-01'", "value": "1", "known": "TIMESTAMPTZ '2016-02-05 00:00Z'"}
@@ -635,12 +568,8 @@ def leaks(desk: Desk, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, cap
         for fault in ("{url}", "the password {password}", "{again}"):
             with told_by(monkeypatch, fault, warehouse.url()):
                 fails()
-    seen = {"said": str(desk.said), "raised": "\n".join(errors), "logged": caplog.text, "kept": str(desk.kept())}
+    seen = {"said": str(desk.said), "raised": "\n".join(errors), "logged": caplog.text, **desk.everything()}
     seen["service.toml"] = (desk.root / "service.toml").read_text("utf-8")
-    for (table,) in desk.rows(
-        "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'raw_object'"
-    ):
-        seen[table] = str(desk.rows(f"SELECT * FROM {table}"))
     assert "sorry" in seen["attempt"]  # there was something to be seen
     secrets = [
         PASSWORD,
@@ -715,30 +644,13 @@ def test_a_warehouse_is_never_sent_the_password_of_this_database(
 
 # ---- the same data from two kinds of source ----
 
-FILES = """
-[source.files]
-kind = "csv"
-path = "data/us-macro/*.csv"
-layout = "wide"
-date = { column = "Date", format = "%m/%d/%y" }
-vintage = { from = "file_name", format = "%Y-%m-%d" }
-[series.GDPC1]
-source = "files"
-frequency = "quarter"
-unit = "billions"
-release_lag_days = 30
-"""
-needs_sample = pytest.mark.skipif(
-    not (SAMPLE / "data/us-macro/2016-06-29.csv").is_file(), reason="the sample data/us-macro was removed"
-)
-
 
 @needs_sample
 def test_gdp_from_files_and_from_a_warehouse_has_the_same_periods_and_times(
     desk: Desk, server_of_others: Warehouse
 ) -> None:
     desk.query = "SELECT * FROM macro.observation WHERE series = 'GDPC1' ORDER BY known_from, period"
-    desk.names, desk.frequency, desk.also = ("REAL_GDP",), "quarter", FILES
+    desk.names, desk.frequency, desk.also = ("REAL_GDP",), "quarter", GDP
     desk.more = 'keys = { REAL_GDP = "GDPC1" }\ntime_column = "period"\nknown_from_column = "known_from"'
     server_of_others.fill(SAMPLE / "data/us-macro")
     run.load(desk.contract, desk.url, SAMPLE, desk.said.append)
@@ -754,8 +666,8 @@ def test_kept_bytes_are_read_again_without_the_warehouse(
     assert desk.quarantined() == [("series", "'B' is no key of a series")]
     monkeypatch.delenv("WAREHOUSE_URL")
     desk.names = ("A", "B")
-    run.again(desk.contract, desk.url, 1, "retry", "B was not declared", desk.said.append)
-    assert desk.known("B") == {"2016-01": 1}
+    desk.again(1, "retry", "B was not declared")
+    assert desk.known(name="B") == {"2016-01-01": 1}
 
 
 def test_the_kept_bytes_show_types_and_values_as_they_were(desk: Desk) -> None:
@@ -764,23 +676,23 @@ def test_the_kept_bytes_show_types_and_values_as_they_were(desk: Desk) -> None:
             TIMESTAMPTZ '2016-01-01 12:00:00.5+02' AS zoned, TIMESTAMP '2016-01-01 12:00' AS local, true AS flag
         UNION ALL SELECT 'Ä', NULL, 12345678901234567890.123456789, NULL, NULL, '-Infinity', NULL, NULL, NULL"""
     desk.load()
-    assert desk.kept() == [
+    (kept,) = desk.kept()
+    assert kept.decode() == (
         '{"series":"text","time":"date","value":"decimal","empty":"text","nothing":null,"f":"float",'
         '"zoned":"timestamp with time zone","local":"timestamp","flag":"boolean"}\n'
         '["A","2016-01-01","1.10","",null,0.1,"2016-01-01 10:00:00.500000+00:00","2016-01-01 12:00:00",true]\n'
         '["Ä",null,"12345678901234567890.123456789",null,null,-Infinity,null,null,null]\n'
-    ]
+    )
 
 
 def test_the_example_of_the_documentation(
     desk: Desk, server_of_others: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example, *_ = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/sql.md").read_text("utf-8"), re.DOTALL)
-    (desk.root / "service.toml").write_text(HEAD.format(target="STARTS") + example)
     sql = "INSERT INTO macro.observation VALUES ('us.houst', '2016-05-01', 1164, '2016-06-17 12:30Z', now())"
     server_of_others.run(sql)
     try:
-        run.load(contracts.load(desk.root / "service.toml"), desk.url, desk.root, desk.said.append)
+        desk.load(desk.declared(HEAD.format(target="STARTS") + example))
         assert desk.held("STARTS") == [("2016-05-01", "2016-06-17", 1164)]
     finally:
         server_of_others.run("DELETE FROM macro.observation WHERE series = 'us.houst'")

@@ -9,36 +9,23 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from conftest import SAMPLE
+from desk import HEAD, Service, moment
 from fake_web import Nth, serving
 from fake_worldbank import SAMPLES, WorldBank, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_service import contract as contracts
 from model_service import forecasting
-from model_service.contract import Contract, Series
+from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import DELETED, MISSING, VALUE, Cell, Payload, Reject, SourceError, Window, run
+from model_service.loader import DELETED, MISSING, VALUE, Cell, Payload, Reject, SourceError, Window
 from model_service.loader.sources import worldbank as source
 from model_service.store import read
 from model_service.store.connection import connect
 
-HEAD = """
-[service]
-name = "bank"
-[image]
-repository = "bank"
-base = "python"
-[train]
-first_origin = "2000-01-01"
-[target]
-series = "{target}"
-horizons = [1]
-[[feature]]
-series = "{target}"
+SOURCE = """
 [source.bank]
 kind = "worldbank"
 base_url = "{url}"
@@ -53,14 +40,8 @@ GDP = "USA/NY.GDP.MKTP.KD"
 YEARS = {"2023": 1.5, "2024": 3.17253034260248}
 
 
-def day(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
 @dataclass
-class Desk:
-    """A service that reads the stand-in into a database of its own, as `load` does."""
-
+class Desk(Service):
     bank: WorldBank
     url: str
     root: Path
@@ -72,43 +53,11 @@ class Desk:
     said: list[str] = field(default_factory=list)
 
     @property
-    def contract(self) -> Contract:
-        text = HEAD.format(target=next(iter(self.ids)), url=self.bank.base_url, database=self.database, more=self.more)
+    def toml(self) -> str:
+        text = HEAD.format(target=next(iter(self.ids)))
+        text += SOURCE.format(url=self.bank.base_url, database=self.database, more=self.more)
         text += "".join(f'{name} = "{wanted}"\n' for name, wanted in self.ids.items())
-        text += "".join(SERIES.format(name, self.frequency) for name in self.ids)
-        path = self.root / "bank.toml"
-        path.write_text(text + self.also)
-        return contracts.load(path)
-
-    def load(self, **how: Any) -> list[dict[str, Any]]:
-        return run.load(self.contract, self.url, self.root, self.said.append, **how)
-
-    def refused(self, **how: Any) -> str:
-        """What a load that cannot be says; nothing of it is in the store."""
-        before = self.rows("SELECT (SELECT count(*) FROM load), (SELECT count(*) FROM observation)")
-        with pytest.raises(SourceError) as refusal:
-            self.load(**how)
-        assert self.rows("SELECT (SELECT count(*) FROM load), (SELECT count(*) FROM observation)") == before
-        assert "\n" not in str(refusal.value)
-        return str(refusal.value)
-
-    def rows(self, sql: str, *given: Any) -> list[Any]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(sql, given).fetchall()
-
-    def held(self, name: str = "A") -> list[tuple[str, str, float | None]]:
-        """Every stored row: period, known from, value."""
-        rows = self.rows(
-            "SELECT valid_time, known_from, value FROM observation JOIN series USING (series_id)"
-            " WHERE name = %s ORDER BY 1, 2", name,
-        )  # fmt: skip
-        return [(f"{valid:%Y-%m-%d}", f"{known:%Y-%m-%d}", value) for valid, known, value in rows]
-
-    def known(self, at: str, name: str = "A") -> dict[str, float]:
-        """What the store answers as of that day."""
-        with connect(self.url) as connection:
-            found = read.as_of(connection, [name], day(at), read.data_version(connection, None).loads)[name].tolist()
-        return {f"{period}"[:10]: value for period, value in found if value is not None and value == value}
+        return text + "".join(SERIES.format(name, self.frequency) for name in self.ids) + self.also
 
 
 @pytest.fixture
@@ -144,7 +93,7 @@ def test_what_is_revised_and_what_vanishes_shows_in_the_next_snapshot(desk: Desk
     assert {name: result[name] for name in ("new", "changed", "same", "vanished")} == {
         "new": 1, "changed": 1, "same": 33, "vanished": 1
     }  # fmt: skip
-    now = desk.known("2100-01-01")
+    now = desk.known()
     assert (now["2024-01-01"], now["2025-01-01"], "1990-01-01" in now) == (7, 8, False)
     assert desk.rows("SELECT valid_time::date, state FROM observation WHERE state = %s", DELETED) == [
         (date(1990, 1, 1), DELETED)
@@ -157,7 +106,7 @@ def test_a_snapshot_that_lacks_most_of_what_was_held_is_blocked(desk: Desk) -> N
     desk.bank.current[GDP] = {}
     desk.bank.current["JPN/NY.GDP.MKTP.KD"] = YEARS  # the indicator is known; of the country there is nothing
     assert [one["outcome"] for one in desk.load()] == ["blocked"]
-    assert desk.known("2100-01-01") == {"2023-01-01": 1.5, "2024-01-01": 3.17253034260248}
+    assert desk.known() == {"2023-01-01": 1.5, "2024-01-01": 3.17253034260248}
 
 
 @pytest.mark.parametrize(
@@ -381,7 +330,7 @@ def test_series_of_two_sources_join_in_one_row_by_what_was_known_of_each(desk: D
     with connect(desk.url) as connection:
         version = read.data_version(connection, None)
         rows = [
-            forecasting.known_inputs(desk.contract, connection, day(at), version).row[-2:].tolist()
+            forecasting.known_inputs(desk.contract, connection, moment(at), version).row[-2:].tolist()
             for at in ("2023-05-02", "2023-05-21", "2023-06-01")
         ]
     assert rows == [[2, 10], [2, 20], [3, 20]]
@@ -524,15 +473,9 @@ def test_a_provider_that_is_down(two: Desk) -> None:
     ],
 )
 def test_a_wrong_declaration_is_said_before_anything_is_asked(desk: Desk, keys: str, frequency: str, says: str) -> None:
-    path = desk.root / "wrong.toml"
-    path.write_text(
-        HEAD.format(target="A", url=desk.bank.base_url, database=2, more="")
-        + keys
-        + "\n"
-        + SERIES.format("A", frequency)
-    )
+    source = SOURCE.format(url=desk.bank.base_url, database=2, more="") + keys + "\n" + SERIES.format("A", frequency)
     with pytest.raises(UsageError, match=re.escape(says)):
-        run.load(contracts.load(path), desk.url, desk.root, desk.said.append)
+        desk.load(desk.declared(HEAD.format(target="A") + source))
     assert desk.bank.log == []
 
 
@@ -543,7 +486,7 @@ def parsed(content: bytes, folder: Path, frequency: Any = "year", vintage: str =
     path = folder / "page"
     path.write_bytes(content)
     series = {"A": Series(source="bank", frequency=frequency, unit="1", release_lag_days=0)}
-    payload = Payload("A/now", path, "application/json", day(vintage) if vintage else None)
+    payload = Payload("A/now", path, "application/json", moment(vintage) if vintage else None)
     return list(source.parse(payload, source.Options(ids={"A": GDP}), series))
 
 
@@ -565,7 +508,7 @@ def test_a_recorded_answer_gives_these_cells(
     found = parsed((SAMPLES / name).read_bytes(), tmp_path, frequency, vintage)
     assert str([(f"{one.valid_time:%Y-%m}", one.value) for one in found]) == str(cells)
     assert all(isinstance(one, Cell) and one.state == (MISSING if one.value != one.value else VALUE) for one in found)
-    assert {one.known_from for one in found if isinstance(one, Cell)} <= {day(vintage) if vintage else None}
+    assert {one.known_from for one in found if isinstance(one, Cell)} <= {moment(vintage) if vintage else None}
 
 
 @pytest.mark.parametrize(
