@@ -1,7 +1,9 @@
 """Each check of service.toml once silent and once red, by `load` and `doctor` on a project of two series."""
 
 import json
+import math
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import psycopg
 import pytest
 
 from model_service.cli import main
-from model_service.loader import checks
+from model_service.loader import MISSING, VALUE, checks, value_of
 
 TOML = """
 check = [{checks}]
@@ -378,3 +380,37 @@ def test_doctor_warns_of_too_many_chunks(small: Small) -> None:
     said = small.run("doctor")[1]
     assert "look  chunks: 80 of at most 100" in said
     assert "set_chunk_time_interval" in said
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [("1.5", 1.5), (" -1e3 ", -1000), (7, 7), (0, 0), (0.1, 0.1), (Decimal("0.1"), 0.1), (2**63, 2**63)],
+)
+def test_numbers_of_any_type_are_values(raw: Any, value: float) -> None:
+    assert value_of(raw) == value_of(raw, None, "") == (value, VALUE, "", "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "rule"),
+    [
+        *(
+            (raw, "number")
+            for raw in ("", "n/a", "1,5", "1_000", "\u0661\u0662", "\uff11", None, True, False, [1], b"1")
+        ),
+        (Decimal("sNaN"), "number"),
+        *((raw, "finite") for raw in ("nan", "-inf", "1e999", 10**400, math.nan, math.inf, Decimal("NaN"))),
+        (Decimal("1e400"), "finite"),
+    ],
+    ids=lambda one: repr(one)[:12],
+)
+def test_what_is_no_number_or_not_finite_is_told_apart_and_is_not_missing(raw: Any, rule: str) -> None:
+    value, state, *said = value_of(raw)
+    details = {"number": "not a number", "finite": "neither NaN nor infinity is a value"}
+    assert (math.isnan(value), state, said) == (True, VALUE, [rule, details[rule]])
+
+
+@pytest.mark.parametrize(("raw", "missing"), [(None, [None]), ("", ["", "NaN"]), ("NaN", ["", "NaN"]), (".", ["."])])
+def test_what_a_source_calls_missing_is_missing_and_rejected_by_one_that_does_not(raw: Any, missing: list[Any]) -> None:
+    value, *said = value_of(raw, *missing)
+    assert (math.isnan(value), said) == (True, [MISSING, "", ""])
+    assert value_of(raw, "-")[1] == VALUE and value_of(raw, "-")[2] in {"number", "finite"}
