@@ -801,10 +801,12 @@ def test_a_parquet_file_is_kept_as_it_came_and_read_again_from_that(desk: Desk, 
 
 
 def test_a_parquet_file_that_is_broken(desk: Desk, tmp_path: Path) -> None:
-    parquet.write_table(pa.table({"date": DAYS, "A": [1.0, 2.0]}), tmp_path / "x.parquet", compression="zstd")
+    columns = {"date": DAYS, "A": [1.0, 2.0], "spare": [1, 2]}
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet", compression="zstd")
     whole = (tmp_path / "x.parquet").read_bytes()
     desk.path = "x.parquet"
-    for content in (whole[:-9], whole[:40], whole[:4] + bytes(40) + whole[44:]):
+    no_name = whole.replace(b"spare", b"spar\x80")
+    for content in (whole[:-9], whole[:40], whole[:4] + bytes(40) + whole[44:], no_name):
         (tmp_path / "x.parquet").write_bytes(content)
         assert desk.refused().startswith("x.parquet: cannot be read as Parquet: ")
 

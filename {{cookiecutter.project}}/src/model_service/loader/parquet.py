@@ -21,7 +21,7 @@ def opened(payload: Payload) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(payload.path, **HOW) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a name that is not UTF-8
         says = " ".join(str(error).split())
         raise SourceError(f"{payload.name}: cannot be read as Parquet: {says[:300]}") from None
 
