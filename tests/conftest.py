@@ -6,12 +6,14 @@ Everything runs as a user would run it: cookiecutter, git and make as programs, 
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,22 @@ class BakedProject:
         more = {"PYTHONPATH": "src"} | (env or {})
         return self.run(self.python, "-m", "model_service", *words, check=check, env=more)
 
+    @contextmanager
+    def running(self, *words: str) -> Iterator[str]:
+        """Runs one of its programs for as long as the block runs, and gives the first line that it prints."""
+        command = [str(self.python), *words]
+        with subprocess.Popen(command, cwd=self.path, env=self.env, stdout=subprocess.PIPE, text=True) as program:
+            try:
+                assert program.stdout
+                yield program.stdout.readline().strip()
+            finally:
+                program.terminate()
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        text = self.text(path)
+        assert old in text
+        (self.path / path).write_text(text.replace(old, new, 1), "utf-8")
+
     def commit(self) -> None:
         for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "First commit"]):
             self.run("git", *words)
@@ -181,6 +199,20 @@ def built(workshop: Path) -> BakedProject:
     project.commit()
     project.make("setup", "load", "train", "build")
     return project
+
+
+def read_at(base_url: str) -> str:
+    """Keys by which a source reads from there, as fast as it can."""
+    return f'base_url = "{base_url}"\nrequests_per_second = 1000'
+
+
+def trains_a_champion_and_passes_its_tests(project: BakedProject, target: str, *tests: str) -> None:
+    """`tests`: of what, besides the command line and training."""
+    assert "is the champion" in project.service("train").stdout
+    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == target
+    files = [f"tests/test_{part}.py" for part in (*tests, "cli", "training")]
+    done = project.run(project.python, "-m", "pytest", *files, env={"PYTHONPATH": "src"})
+    assert re.search(r"\d+ passed", done.stdout) and "failed" not in done.stdout
 
 
 def copy_template(target: Path, env: dict[str, str]) -> Path:

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BakedProject, cookiecutter, environment
+from conftest import BakedProject, cookiecutter, environment, read_at
 
 ADDRESS = "https://example.org/acme/onemodel.git"
 OWN = """
@@ -107,16 +106,10 @@ def test_its_example_joins_a_service_that_has_none_of_its_names_and_both_are_loa
     assert add(project, "fred").stdout == "fred: nothing to do, all its files are here\n"
     assert project.text("service.toml") == text
 
-    standin = [str(project.python), "tests/fake_fred.py", "tests/sample/data/us-macro"]
-    with subprocess.Popen(standin, cwd=project.path, stdout=subprocess.PIPE, text=True) as fred:
-        try:
-            assert fred.stdout
-            mine = f'base_url = "{fred.stdout.readline().strip()}"\nrequests_per_second = 1000'
-            (project.path / "service.toml").write_text(text.replace("requests_per_second = 1.9", mine))
-            project.service("migrate")
-            done = project.service("load", env={"FRED_API_KEY": "0123456789abcdef0123456789abcdef"})
-        finally:
-            fred.terminate()
+    with project.running("tests/fake_fred.py", "tests/sample/data/us-macro") as base_url:
+        project.edit("service.toml", "requests_per_second = 1.9", read_at(base_url))
+        project.service("migrate")
+        done = project.service("load", env={"FRED_API_KEY": "0123456789abcdef0123456789abcdef"})
     assert "11 of 11 payloads loaded" in done.stdout
     rows = project.service("data", "OWN", "UNRATE").stdout
     assert "OWN,2016-02-01,2" in rows and "UNRATE,2016-06-01,4.9" in rows

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, BakedProject, cookiecutter, environment, image
+from conftest import ROOT, BakedProject, cookiecutter, environment, image, trains_a_champion_and_passes_its_tests
 
 pytestmark = pytest.mark.kafka
 
@@ -53,11 +53,7 @@ def test_a_service_that_reads_kafka_trains_a_champion_and_passes_its_tests_of_lo
     (streaming.path / "service.toml").write_text(toml)
     loads = json.loads(streaming.service("load", "list", "--json").stdout)
     assert sum(one["fetched"] for one in loads) == cells(streaming, tomllib.loads(toml)["series"]) < int(sent.stdout)
-    assert "is the champion" in streaming.service("train").stdout
-    assert json.loads(streaming.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
-    tests = [f"tests/test_{part}.py" for part in ("kafka", "follow", "cli", "training")]
-    done = streaming.run(streaming.python, "-m", "pytest", *tests)
-    assert re.search(r"\d+ passed", done.stdout) and "failed" not in done.stdout
+    trains_a_champion_and_passes_its_tests(streaming, "UNRATE", "kafka", "follow")
 
 
 def test_what_only_a_real_broker_can_show(streaming: BakedProject) -> None:

@@ -5,14 +5,15 @@ import json
 import re
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, BakedProject, image, run
+from conftest import ROOT, BakedProject, image, read_at, run, trains_a_champion_and_passes_its_tests
+
+SAMPLE = "tests/sample/data/us-macro"
 
 
 @pytest.fixture
@@ -23,12 +24,6 @@ def variant(built: BakedProject, workshop: Path) -> BakedProject:
     shutil.copytree(built.path, folder, ignore=skipped)
     (folder / ".venv").symlink_to(built.path / ".venv")
     return BakedProject(folder, built.env)
-
-
-def edit(project: BakedProject, path: str, old: str, new: str) -> None:
-    text = project.text(path)
-    assert old in text
-    (project.path / path).write_text(text.replace(old, new, 1), "utf-8")
 
 
 def test_the_generated_tests_pass(built: BakedProject) -> None:
@@ -66,11 +61,24 @@ def test_the_generated_tests_of_the_store_pass_on_timescaledb(built: BakedProjec
     assert "skipped" not in done.stdout
 
 
-def test_gradient_boosting_passes_the_gate_on_the_unemployment_rate(
+@pytest.fixture
+def bake_with_environment(
     bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
+) -> Callable[..., BakedProject]:
+    """Bakes a project that shares the environment of the built one; a database of its own may run in its folder."""
+
+    def _bake(**answers: str) -> BakedProject:
+        project = bake(output=workshop / "-".join(answers.values()), **answers)
+        (project.path / ".venv").symlink_to(built.path / ".venv")
+        return project
+
+    return _bake
+
+
+def test_gradient_boosting_passes_the_gate_on_the_unemployment_rate(
+    bake_with_environment: Callable[..., BakedProject],
 ) -> None:
-    project = bake(output=workshop / "boosting", estimator="gradient_boosting")
-    (project.path / ".venv").symlink_to(built.path / ".venv")
+    project = bake_with_environment(estimator="gradient_boosting")
     project.service("migrate")
     project.service("load")
     done = project.service("train")
@@ -79,26 +87,16 @@ def test_gradient_boosting_passes_the_gate_on_the_unemployment_rate(
 
 
 def test_a_service_that_reads_fred_trains_a_champion_and_passes_its_tests_of_loading_and_training(
-    bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
+    bake_with_environment: Callable[..., BakedProject],
 ) -> None:
-    project = bake(output=workshop / "fred", source="fred")
-    (project.path / ".venv").symlink_to(built.path / ".venv")
-    standin = [str(project.python), "tests/fake_fred.py", "tests/sample/data/us-macro"]
-    with subprocess.Popen(standin, cwd=project.path, stdout=subprocess.PIPE, text=True) as fred:
-        try:
-            assert fred.stdout
-            mine = f'base_url = "{fred.stdout.readline().strip()}"\nrequests_per_second = 1000'
-            edit(project, "service.toml", "requests_per_second = 1.9", mine)
-            env = {"FRED_API_KEY": "0123456789abcdef0123456789abcdef"}
-            project.service("migrate")
-            assert "10 of 10 payloads loaded" in project.service("load", env=env).stdout
-            assert "nothing new" in project.service("load", env=env).stdout
-        finally:
-            fred.terminate()
-    assert "is the champion" in project.service("train").stdout
-    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
-    tests = [f"tests/test_{part}.py" for part in ("fred", "cli", "training")]
-    assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
+    project = bake_with_environment(source="fred")
+    with project.running("tests/fake_fred.py", SAMPLE) as base_url:
+        project.edit("service.toml", "requests_per_second = 1.9", read_at(base_url))
+        env = {"FRED_API_KEY": "0123456789abcdef0123456789abcdef"}
+        project.service("migrate")
+        assert "10 of 10 payloads loaded" in project.service("load", env=env).stdout
+        assert "nothing new" in project.service("load", env=env).stdout
+    trains_a_champion_and_passes_its_tests(project, "UNRATE", "fred")
 
 
 def test_buckets_and_parquet_are_turned_on_by_the_two_lines_of_the_documentation(
@@ -119,62 +117,42 @@ def test_buckets_and_parquet_are_turned_on_by_the_two_lines_of_the_documentation
 
 
 def test_a_service_that_reads_sdmx_trains_a_champion_and_passes_its_tests_of_loading_and_training(
-    bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
+    bake_with_environment: Callable[..., BakedProject],
 ) -> None:
-    project = bake(output=workshop / "sdmx", source="sdmx")
-    (project.path / ".venv").symlink_to(built.path / ".venv")
-    standin = [str(project.python), "tests/fake_sdmx.py", "tests/sample/data/us-macro"]
-    with subprocess.Popen(standin, cwd=project.path, stdout=subprocess.PIPE, text=True) as ecb:
-        try:
-            assert ecb.stdout
-            mine = f'base_url = "{ecb.stdout.readline().strip()}"\nrequests_per_second = 1000'
-            edit(project, "service.toml", "requests_per_second = 2", mine)
-            project.service("migrate")
-            assert "8 of 8 payloads loaded" in project.service("load").stdout
-            assert "nothing new" in project.service("load").stdout
-        finally:
-            ecb.terminate()
-    assert "is the champion" in project.service("train").stdout
-    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNEMPLOYMENT"
-    tests = [f"tests/test_{part}.py" for part in ("sdmx", "cli", "training")]
-    assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
+    project = bake_with_environment(source="sdmx")
+    with project.running("tests/fake_sdmx.py", SAMPLE) as base_url:
+        project.edit("service.toml", "requests_per_second = 2", read_at(base_url))
+        project.service("migrate")
+        assert "8 of 8 payloads loaded" in project.service("load").stdout
+        assert "nothing new" in project.service("load").stdout
+    trains_a_champion_and_passes_its_tests(project, "UNEMPLOYMENT", "sdmx")
 
 
 SAMPLE_SOURCE = re.compile(r"(?ms)^\[source\.us_macro\]\n.*?(?=^# ----)")
 
 
 def test_a_service_that_reads_the_world_bank_trains_a_champion_and_passes_its_tests_of_loading_and_training(
-    bake: Callable[..., BakedProject], built: BakedProject, workshop: Path
+    bake_with_environment: Callable[..., BakedProject],
 ) -> None:
     """Its own series as they are now; and the sample's model, whose vintages the stand-in has as versions."""
-    project = bake(output=workshop / "worldbank", source="worldbank")
-    (project.path / ".venv").symlink_to(built.path / ".venv")
-    standin = [str(project.python), "tests/fake_worldbank.py", "tests/sample/data/us-macro"]
-    with subprocess.Popen(standin, cwd=project.path, stdout=subprocess.PIPE, text=True) as bank:
-        try:
-            assert bank.stdout
-            mine = f'base_url = "{bank.stdout.readline().strip()}"\nrequests_per_second = 1000'
-            edit(project, "service.toml", "requests_per_second = 2.0", mine)
-            project.service("migrate")
-            assert "3 of 3 payloads loaded" in project.service("load").stdout
-            assert "0 of 3 payloads loaded" in project.service("load").stdout
-            shutil.rmtree(project.path / ".local")
+    project = bake_with_environment(source="worldbank")
+    with project.running("tests/fake_worldbank.py", SAMPLE) as base_url:
+        project.edit("service.toml", "requests_per_second = 2.0", read_at(base_url))
+        project.service("migrate")
+        assert "3 of 3 payloads loaded" in project.service("load").stdout
+        assert "0 of 3 payloads loaded" in project.service("load").stdout
+        shutil.rmtree(project.path / ".local")
 
-            names = re.findall(r"^\[series\.(\w+)\]", project.text("tests/sample/service.toml"), re.M)
-            ids = ", ".join(f'{name} = "USA/{name}"' for name in names)
-            archive = f'[source.us_macro]\nkind = "worldbank"\ndatabase = 57\n{mine}\nids = {{ {ids} }}\n\n'
-            model, replaced = SAMPLE_SOURCE.subn(archive, project.text("tests/sample/service.toml"))
-            assert replaced == 1
-            (project.path / "service.toml").write_text(model, "utf-8")
-            project.service("migrate")
-            assert f"{2 * len(names)} of {2 * len(names)} payloads loaded" in project.service("load").stdout
-            assert project.service("load").stdout == "nothing new\n"
-        finally:
-            bank.terminate()
-    assert "is the champion" in project.service("train").stdout
-    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
-    tests = [f"tests/test_{part}.py" for part in ("worldbank", "cli", "training")]
-    assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
+        names = re.findall(r"^\[series\.(\w+)\]", project.text("tests/sample/service.toml"), re.M)
+        ids = ", ".join(f'{name} = "USA/{name}"' for name in names)
+        archive = f'[source.us_macro]\nkind = "worldbank"\ndatabase = 57\n{read_at(base_url)}\nids = {{ {ids} }}\n\n'
+        model, replaced = SAMPLE_SOURCE.subn(archive, project.text("tests/sample/service.toml"))
+        assert replaced == 1
+        (project.path / "service.toml").write_text(model, "utf-8")
+        project.service("migrate")
+        assert f"{2 * len(names)} of {2 * len(names)} payloads loaded" in project.service("load").stdout
+        assert project.service("load").stdout == "nothing new\n"
+    trains_a_champion_and_passes_its_tests(project, "UNRATE", "worldbank")
 
 
 def test_a_service_that_reads_a_warehouse_trains_a_champion_and_passes_its_tests_of_loading_and_training(
@@ -183,29 +161,20 @@ def test_a_service_that_reads_a_warehouse_trains_a_champion_and_passes_its_tests
     """A real PostgreSQL, with the sample's two vintages and a reader who needs a password; packages by its own lock."""
     project = bake(output=workshop / "sql", source="sql")
     project.make("setup")
-    warehouse = [str(project.python), "tests/warehouse.py", "tests/sample/data/us-macro"]
-    with subprocess.Popen(warehouse, cwd=project.path, stdout=subprocess.PIPE, text=True) as postgres:
-        try:
-            assert postgres.stdout
-            env = {"WAREHOUSE_URL": postgres.stdout.readline().strip()}
-            project.service("migrate")
-            said = [project.service("load", env=env) for _ in range(3)]
-            found = [re.findall(r"query/.*: (.*)", one.stdout + one.stderr)[-1] for one in said]
-            assert re.fullmatch(r"\S+ fetched, [1-9]\S* new, .* 0 quarantined", found[0])
-            assert re.fullmatch(r"(\S+) fetched, 0 new, 0 changed, \1 same, .*", found[1])  # the overlap, once
-            assert found[2].startswith("nothing new")
-        finally:
-            postgres.terminate()
-    assert "is the champion" in project.service("train").stdout
-    assert json.loads(project.text("build/report.json"))["card"]["target"]["series"] == "UNRATE"
-    tests = [f"tests/test_{part}.py" for part in ("sql", "cli", "training")]
-    assert "failed" not in project.run(project.python, "-m", "pytest", *tests, env={"PYTHONPATH": "src"}).stdout
+    with project.running("tests/warehouse.py", SAMPLE) as url:
+        project.service("migrate")
+        said = [project.service("load", env={"WAREHOUSE_URL": url}) for _ in range(3)]
+        found = [re.findall(r"query/.*: (.*)", one.stdout + one.stderr)[-1] for one in said]
+        assert re.fullmatch(r"\S+ fetched, [1-9]\S* new, .* 0 quarantined", found[0])
+        assert re.fullmatch(r"(\S+) fetched, 0 new, 0 changed, \1 same, .*", found[1])  # the overlap, once
+        assert found[2].startswith("nothing new")
+    trains_a_champion_and_passes_its_tests(project, "UNRATE", "sql")
 
 
 @pytest.mark.parametrize("estimator", ["ridge", "gradient_boosting"])
 def test_the_gate_refuses_a_model_of_industrial_production(variant: BakedProject, estimator: str) -> None:
-    edit(variant, "service.toml", '[target]\nseries = "UNRATE"', '[target]\nseries = "INDPRO"')
-    edit(variant, "service.toml", 'estimator = "ridge"', f'estimator = "{estimator}"')
+    variant.edit("service.toml", '[target]\nseries = "UNRATE"', '[target]\nseries = "INDPRO"')
+    variant.edit("service.toml", 'estimator = "ridge"', f'estimator = "{estimator}"')
     variant.service("migrate")
     variant.service("load")
     done = variant.service("train", check=False)
@@ -216,7 +185,7 @@ def test_the_gate_refuses_a_model_of_industrial_production(variant: BakedProject
 
 
 def test_the_gate_refuses_a_model_that_sees_the_future(variant: BakedProject) -> None:
-    edit(variant, "src/model_service/features.py", "self.released <= origin", "self.released <= origin + 3 * 10**12")
+    variant.edit("src/model_service/features.py", "self.released <= origin", "self.released <= origin + 3 * 10**12")
     variant.service("migrate")
     variant.service("load")
     done = variant.service("train", check=False)
@@ -283,7 +252,7 @@ def test_what_a_model_was_not_made_of_is_found_when_it_is_made_again(variant: Ba
     for words in (["migrate"], ["load"], ["train"]):
         variant.service(*words)
     card = json.loads(variant.text("build/model/card.json"))
-    edit(variant, "service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
+    variant.edit("service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
     variant.run("git", "commit", "-q", "-a", "-m", "Fewer lags")
     other = variant.run("git", "rev-parse", "HEAD").stdout.strip()
 
@@ -313,7 +282,7 @@ def test_a_model_of_code_that_was_never_committed_is_made_again_while_the_code_i
     for words in (["migrate"], ["load"], ["train"]):
         variant.service(*words)
     assert variant.service("reproduce", "1").stdout.endswith("equal to the byte\n")
-    edit(variant, "service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
+    variant.edit("service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
     done = variant.service("reproduce", "1", check=False)
     assert done.returncode == 1
     assert "never committed, and the working tree is no longer it: source_hash" in done.stderr
