@@ -23,6 +23,7 @@ from conftest import ROOT, SAMPLE
 from model_service import artifact, contract, explain, features, forecasting, periods
 
 POISON = 1e6  # an input above it makes the made-up graph fail: a bug, seen from outside
+HANGS, HOLE = 9.5, 9.25  # inputs in the range of training for which the graph never ends, and for which it gives NaN
 DEAD = "postgresql://reader:s3cret%21word@127.0.0.1:1/none"  # nothing listens there
 
 
@@ -67,14 +68,27 @@ def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
         <ir_version: 9, opset_import: ["" : 17]>
         made_up (double[N, {width}] features) => (double[N, {ahead}] forecast)
         <double[{width}, {ahead}] weights = {{{", ".join(map(repr, made.weights.ravel().tolist()))}}},
-         double poison = {{{POISON}}}, double[1] nought = {{0.0}}>
+         double poison = {{{POISON}}}, double[1] nought = {{0.0}}, double hangs = {{{HANGS}}}, double hole = {{{HOLE}}},
+         double minus = {{-1.0}}, int64 forever = {{4611686018427387904}}, bool on = {{1}}, int64[1] one = {{1}}>
         {{
             linear = MatMul (features, weights)
             poisoned = Greater (features, poison)
             place = Cast <to = 7> (poisoned)
             noughts = Gather (nought, place)
             nothing = ReduceMax <axes = [1], keepdims = 1> (noughts)
-            forecast = Add (linear, nothing)
+            whole = Add (linear, nothing)
+            hung = Equal (features, hangs)
+            rounds = Cast <to = 7> (hung)
+            most = ReduceMax <keepdims = 0> (rounds)
+            count = Mul (most, forever)
+            spun = Loop (count, on, nought) <body = turn (int64 i, bool go, double[1] held) =>
+                (bool again, double[1] kept) {{ again = Identity (go)  kept = Identity (held) }}>
+            ended = Add (whole, spun)
+            open = Equal (features, hole)
+            nan = Sqrt (minus)
+            holes = Where (open, nan, nought)
+            torn = ReduceSum <keepdims = 1> (holes, one)
+            forecast = Add (ended, torn)
         }}""")  # there is one nought: place 1 is an error
     onnx.checker.check_model(model)
     clocks = {"known_at": "2016-07-29T23:59:59.999999Z", "data_version": "sha256:" + "0" * 64}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ SUMS = "SHA256SUMS"
 REGISTRY = "registry.json"
 DATATYPES = {"tensor(double)": "FP64", "tensor(float)": "FP32", "tensor(int64)": "INT64"}
 REPORT = "report.html"  # of its training, for people; no part of the model
+interrupt: ContextVar[onnxruntime.RunOptions | None] = ContextVar("interrupt", default=None)
 
 
 class ArtifactError(ServiceError):
@@ -97,8 +99,12 @@ class Model:
         self.takes, self.gives = map(_tensors, (self._session.get_inputs(), self._session.get_outputs()))
 
     def predict(self, rows: Floats) -> Floats:
-        """Inputs float64 [N, F] to forecasts float64 [N, H], in the target's unit."""
-        made: Floats = self._session.run(["forecast"], {"features": np.ascontiguousarray(rows, dtype=np.float64)})[0]
+        """Inputs float64 [N, F] to forecasts float64 [N, H], in the target's unit.
+
+        Another thread ends the run by setting `terminate` of the context's `interrupt`; it raises then.
+        """
+        given = {"features": np.ascontiguousarray(rows, dtype=np.float64)}
+        made: Floats = self._session.run(["forecast"], given, interrupt.get())[0]
         return made
 
     def check(self) -> None:

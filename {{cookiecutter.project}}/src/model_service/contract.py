@@ -7,7 +7,16 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from model_service.errors import UsageError
 from model_service.inputs import Feature
@@ -150,7 +159,11 @@ class Gate(Section):
 class Serving(Section):
     max_instances: PositiveInt = 1000
     max_body_bytes: PositiveInt = 1_000_000
-    timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = 2.0  # of every request, from its arrival
+    concurrency: PositiveInt = 4  # answers in the making off the event loop: by the database, and by the model
+    queue: NonNegativeInt = 64  # requests in line behind each of the two; who comes then gets 429
+    drain_seconds: Annotated[float, Field(ge=0)] = 1.5  # not ready any more, but answering, before a stop
+    cache_bytes: NonNegativeInt = 16_000_000  # of answers made before
     fallback: tuple[Literal["last_forecast", "baseline"], ...] = ("last_forecast", "baseline")
     out_of_range: Literal["mark", "reject"] = "mark"
 

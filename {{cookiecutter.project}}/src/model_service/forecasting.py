@@ -39,6 +39,10 @@ class InputsMissing(ServiceError):
     """The store holds too little of some input's series at the as-of time."""
 
 
+class NotFinite(InputsMissing):
+    """The model makes no finite forecast of the inputs."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What was known at a pair of clocks: rows of the vintages, the model's inputs [F] made of them, the target's last
@@ -125,13 +129,16 @@ def asked(
 
 def body(contract: Contract, model: Model, known: Known, wanted: list[int]) -> dict[str, Any]:
     """The answer for `wanted` horizons from what was known; raises InputsMissing."""
+    complete(contract, known.row, f"at {stamp(known.at)}")
+    return told(contract, model, known, wanted, model.predict(known.row[None, :]))
+
+
+def told(contract: Contract, model: Model, known: Known, wanted: list[int], forecasts: Floats) -> dict[str, Any]:
+    """The answer for `wanted` horizons, of what the model makes of what was known [1, H]; raises NotFinite."""
     at = known.at
-    complete(contract, known.row, f"at {stamp(at)}")
-    made = dict(zip(model.horizons, model.predict(known.row[None, :])[0].tolist(), strict=True))
-    if not np.isfinite(list(made.values())).all():
-        raise InputsMissing(
-            f"the inputs at {stamp(at)} give no finite forecast: look at the newest values of the series"
-        )
+    made = dict(zip(model.horizons, forecasts[0].tolist(), strict=True))
+    if not np.isfinite(forecasts).all():
+        raise NotFinite(f"the inputs at {stamp(at)} give no finite forecast: look at the newest values of the series")
     intervals = model.card["intervals"]
     return {
         **head(contract, {"known_at": stamp(at), "data_version": known.version.version}, stamp(known.until)),

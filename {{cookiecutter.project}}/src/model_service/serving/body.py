@@ -11,19 +11,20 @@ import numpy as np
 from fastapi import Request
 
 from model_service.features import Floats
+from model_service.serving import door
 from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, wrong
 
 
-async def read(request: Request, seconds: float, any_type: bool = False) -> bytes:
-    """The whole body; raises Problem 415 for another type than JSON, 408 when it does not arrive within `seconds`."""
+async def read(request: Request, any_type: bool = False) -> bytes:
+    """The whole body; raises Problem 415 for another type than JSON, 408 when it does not arrive in time."""
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind != "application/json" and not any_type:
         raise Problem(415, f"the body is {kind}: send application/json")
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(door.left()):
             return await request.body()
     except TimeoutError:
-        raise Problem(408, f"the body did not arrive within {seconds} seconds") from None
+        raise Problem(408, "the body did not arrive in time: send it faster, or less of it") from None
 
 
 def mapping(body: bytes, known: set[str], form: str) -> dict[str, Any]:

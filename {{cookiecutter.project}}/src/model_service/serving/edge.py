@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_service.serving import keys
+from model_service.serving.door import Door
 from model_service.telemetry import request_id
 from model_service.telemetry.metrics import Metrics
 
@@ -91,7 +92,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     problem = _problem(request, error)
     headers = dict(getattr(error, "headers", None) or {})
     if problem.status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
-        headers["Retry-After"] = str(RETRY_SECONDS)
+        headers.setdefault("Retry-After", str(RETRY_SECONDS))
     if f"{request.url.path}/".startswith("/v2/"):
         return as_json({"error": problem.detail}, problem.status, headers)
     body: dict[str, Any] = {
@@ -116,8 +117,9 @@ def install(app: FastAPI) -> None:
 class Edge:
     """Wraps an ASGI app; whoever reads a body above `limit` bytes gets Problem 413 raised, and 401 who has no key."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, limit: int, allowed: keys.Keys) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, limit: int, allowed: keys.Keys, door: Door) -> None:
         self.app = app
+        self.door = door
         self.keys = allowed
         self.metrics = metrics
         for name in (*allowed.names, "refused") if allowed.names else ():
@@ -130,6 +132,7 @@ class Edge:
         started = time.perf_counter_ns()
         given = Headers(scope=scope).get("x-request-id", "")
         token = request_id.set(identifier := given if SANE.fullmatch(given) else uuid.uuid4().hex)
+        refusal = self.door.enter(scope["path"])
         status = 499  # the caller went away before there was an answer
 
         async def answer(message: Message) -> None:
@@ -140,7 +143,9 @@ class Edge:
             await send(message)
 
         try:
-            if self._owner(scope) is None:
+            if refusal:
+                await (await _answer(Request(scope), Problem(*refusal)))(scope, receive, answer)
+            elif self._owner(scope) is None:
                 await (await _answer(Request(scope), Unknown()))(scope, receive, answer)
             else:
                 await self.app(scope, self._bounded(receive), answer)
@@ -149,6 +154,7 @@ class Edge:
         except Exception:  # already answered by 500; the server has nothing to add
             log.exception("request failed")
         finally:
+            self.door.leave()
             self._record(scope, status, time.perf_counter_ns() - started)
             request_id.reset(token)
 

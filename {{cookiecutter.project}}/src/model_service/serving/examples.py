@@ -11,13 +11,14 @@ DETAILS = {
     400: "the body is not JSON: Expecting value: line 1 column 1 (char 0)",
     401: "a valid key is due: send it as x-api-key",
     404: "nothing was known at 1950-01-01T23:59:59.999999Z: the first usable date is 2016-06-29",
-    408: "the body did not arrive within 2.0 seconds",
+    408: "the body did not arrive in time: send it faster, or less of it",
     413: "the body is larger than 1000000 bytes: send fewer instances at a time",
     415: "the body is text/plain: send application/json",
     422: "instances.0.surplus: is no input: see /v1/model",
+    429: "64 requests are in line: ask again, and less often",
     500: "the service failed; its log names the cause under this id",
     501: "model 3 was trained before there were explanations: train it again",
-    503: "no model to answer with: the model is not loaded yet",
+    503: "the prediction cannot be made now: model_timeout",
 }
 MODEL = {"version": "3", "digest": VERSION}
 

@@ -4,7 +4,6 @@ Without the binary extension: tensors travel as JSON. Errors are `{"error": "...
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
 
-import asyncio
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -83,14 +82,14 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         found = named(model, version)
         if BINARY in request.headers:
             raise Problem(400, "the binary extension is not spoken here: send tensors as JSON data")
-        content = await body.read(request, limits.timeout_seconds, any_type=True)
+        content = await body.read(request, any_type=True)
         given = body.mapping(content, REQUEST, FORM)
         (takes,), (gives,) = found.takes, found.gives
         if mistakes := list(_mistakes(given, takes, gives)):
             raise wrong(mistakes)
         rows = _rows(given["inputs"][0], takes, limits.max_instances)
         strange = body.outside(rows, found.inputs, found.card.get("input_range", {}), limits.out_of_range == "reject")
-        values = body.finite(await asyncio.to_thread(found.predict, rows))
+        values = body.finite(await runtime.predict(rows, strange))
         output = {"name": gives.name, "shape": list(values.shape), "datatype": gives.datatype}
         answer: dict[str, Any] = {"model_name": name, "model_version": found.version}
         if given.get("id") is not None:

@@ -1,6 +1,5 @@
 """The app: the routes of /v1, and those around them."""
 
-import asyncio
 import math
 import os
 import re
@@ -43,7 +42,7 @@ def build(runtime: Runtime) -> FastAPI:
     edge.install(app)
     answers = schema.install(app, runtime.contract)
 
-    @app.get("/v1/forecast", response_class=Response, responses=answers("Forecast", 404, 422, 503))
+    @app.get("/v1/forecast", response_class=Response, responses=answers("Forecast", 404, 422, 429, 503))
     async def forecast(
         request: Request, horizon: Horizon = None, as_of: Clock = None, data_version: Clock = None
     ) -> Response:
@@ -58,10 +57,10 @@ def build(runtime: Runtime) -> FastAPI:
     async def predict(request: Request) -> Response:
         """The target at each horizon for given inputs; /v1/model lists them."""
         model = runtime.model
-        given = body.mapping(await body.read(request, limits.timeout_seconds), {"instances"}, '{"instances": [{...}]}')
+        given = body.mapping(await body.read(request), {"instances"}, '{"instances": [{...}]}')
         rows = body.instances(given.get("instances"), model.inputs, limits.max_instances)
         strange = body.outside(rows, model.inputs, model.card.get("input_range", {}), limits.out_of_range == "reject")
-        values = body.finite(model.predict(rows) if len(rows) < 100 else await asyncio.to_thread(model.predict, rows))
+        values = body.finite(await runtime.predict(rows, strange))
         predictions: list[dict[str, Any]] = []
         for row, names in zip(values.tolist(), strange, strict=True):
             prediction = {f"horizon_{horizon}": value for horizon, value in zip(model.horizons, row, strict=True)}
@@ -78,7 +77,7 @@ def build(runtime: Runtime) -> FastAPI:
         TreeSHAP, exact), or `permutation` (an estimator of one's own: the sum is exact, the shares are estimates).
         """
         model = runtime.model
-        given = body.mapping(await body.read(request, limits.timeout_seconds), {"instances", "horizon", *CLOCKS}, FORMS)
+        given = body.mapping(await body.read(request), {"instances", "horizon", *CLOCKS}, FORMS)
         if "instances" not in given:
             made = await runtime.explained(*_asked(given))
             runtime.answered("/v1/explain", given, made["explanations"], 1, as_of=made["as_of"])
@@ -89,7 +88,7 @@ def build(runtime: Runtime) -> FastAPI:
         most = explainer.most(limits.max_instances, limits.timeout_seconds / 2)
         rows = body.instances(given["instances"], model.inputs, most)
         strange = body.outside(rows, model.inputs, model.card.get("input_range", {}), limits.out_of_range == "reject")
-        made_of = await asyncio.to_thread(explainer.explain, rows)
+        made_of = await runtime.contributions(rows, strange)
         body.finite(made_of.value)
         body.finite(made_of.contributions.sum(axis=2))
         explanations: list[dict[str, Any]] = []
@@ -101,7 +100,7 @@ def build(runtime: Runtime) -> FastAPI:
         runtime.answered("/v1/explain", inputs, explanations, len(rows))
         return as_json({"model": model.name, "method": explainer.method, "explanations": explanations})
 
-    @app.get("/v1/model", response_class=Response, responses=answers("Model", 503))
+    @app.get("/v1/model", response_class=Response, responses=answers("Model", 429, 503))
     async def card() -> Response:
         """The model that answers: what it was made from, how it did, what it takes."""
         model = runtime.model
@@ -116,7 +115,7 @@ def build(runtime: Runtime) -> FastAPI:
         taken = {"max_instances": limits.max_instances, "out_of_range": limits.out_of_range, "explain": how}
         return as_json(_plain(names | taken | {field: model.card.get(field) for field in CARD_FIELDS}))
 
-    @app.get("/report", response_class=HTMLResponse, responses=answers.text("text/html", 404))
+    @app.get("/report", response_class=HTMLResponse, responses=answers.text("text/html", 404, 429, 503))
     async def report() -> Response:
         """How the model was trained, tested and let through: one page for people."""
         return HTMLResponse(await runtime.report())
@@ -131,7 +130,7 @@ def build(runtime: Runtime) -> FastAPI:
         """The process answers."""
         return as_json({"status": "alive"})
 
-    @app.get("/readyz", response_class=Response, responses=answers("Ready", 503))
+    @app.get("/readyz", response_class=Response, responses=answers("Ready", 429, 503))
     async def readyz() -> Response:
         """The model is whole: its checksums fit, and a golden example comes out as it did in training."""
         await runtime.check()

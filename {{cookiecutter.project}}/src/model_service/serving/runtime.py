@@ -1,24 +1,27 @@
 """What a serving process holds: the model, the last forecast, and its ways to database and audit trail."""
 
 import asyncio
-import contextlib
-import contextvars
 import gc
 import logging
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psycopg
+import numpy as np
 
-from model_service import artifact, explain, forecasting, freshness, live, registry, settings
+from model_service import artifact, explain, forecasting
 from model_service.contract import Contract
-from model_service.errors import ServiceError, UsageError
+from model_service.errors import ServiceError
+from model_service.features import Floats
+from model_service.serving import door
+from model_service.serving.cache import Cache
+from model_service.serving.database import Connection, Database
 from model_service.serving.edge import Problem, wrong
-from model_service.store import connection as store
+from model_service.serving.predictor import Predictor
+from model_service.serving.slots import Full, Slots, Unable, bounded, in_time
 from model_service.store import read
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import Audit
@@ -27,14 +30,11 @@ from model_service.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 15.0
-DATABASE_THREADS = 4  # also the most connections that one process holds
+FRESH_SECONDS = 1.0  # for how long a forecast of now is one of now
+START_SECONDS = 60.0
+SHARE = 0.8  # of a request's time that one part of it, database or model, may take
 NO_DATA = (forecasting.NoDataYet, forecasting.InputsMissing, read.UnknownDataVersion)
 T = TypeVar("T")
-Connection = psycopg.Connection[Any]
-
-
-class Away(Exception):
-    """The database did not answer; the message is the reason that a degraded answer names."""
 
 
 class Runtime:
@@ -44,53 +44,80 @@ class Runtime:
         self.contract = contract
         self.metrics = Metrics(contract.alerts)
         self.audit = Audit(os.environ.get("ELASTICSEARCH_URL"), self.metrics.audit)
+        limits, unanswered = contract.serving, self.metrics.unanswered
+        self.door = door.Door(limits.timeout_seconds, limits.drain_seconds, unanswered, self.stop)
+        self._cache = Cache(limits.cache_bytes, self.metrics.cache)
+        self._share = limits.timeout_seconds * SHARE
+        self._database = Database(contract, self._share)
+        patience = limits.timeout_seconds / 2
+        self._slots = {
+            kind: Slots(limits.concurrency, limits.queue, patience, unanswered) for kind in ("database", "model")
+        }
+        self._own = Slots(2, 16, patience, unanswered)  # for what no caller waits for in line: readiness, the refresh
+        self.metrics.of_slots(self._slots)
         self._folder = folder
-        self._model: artifact.Model | None = None
+        self._predictor: Predictor | None = None
         self._explainer: explain.Explainer | None = None
         self._fault = "the model is not loaded yet"
         self._last: dict[str, Any] | None = None
-        self._threads = ThreadPoolExecutor(DATABASE_THREADS, "database")
         self._refresher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Loads the model. One that cannot be loaded does not stop the process: it says so at /readyz."""
+        self.door.watch()
         try:
-            self._model = await asyncio.to_thread(artifact.load, self._folder)
-            log.info("model %s answers; the report of its training is at /report", self._model.digest)
-        except ServiceError as error:
+            await bounded(self._own, START_SECONDS, "model_timeout", self._load)
+            self.metrics.facts.model = self.model
+            log.info("model %s answers; the report of its training is at /report", self.model.digest)
+        except (ServiceError, Unable) as error:
             self._fault = str(error)
             log.error("model not loaded: %s", error)
-        self.metrics.facts.model = self._model
         self.audit.start()
         self._refresher = asyncio.create_task(self._refresh())
         gc.collect()
         gc.freeze()  # what start-up made stays: full collections need not walk it
 
+    def _load(self) -> None:
+        model = artifact.load(self._folder)
+        self._predictor = Predictor(model, self._slots["model"], self._cache, self._share)
+
     async def stop(self) -> None:
+        """May be called again."""
         if self._refresher:
             self._refresher.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._predictor:
+            self._predictor.stop()
         await asyncio.to_thread(self.audit.stop)
 
     @property
-    def model(self) -> artifact.Model:
-        """The model; raises Problem 503 when none could be loaded."""
-        if self._model is None:
+    def predictor(self) -> Predictor:
+        """Asks the model; raises Problem 503 when none could be loaded."""
+        if self._predictor is None:
             raise Problem(503, f"no model to answer with: {self._fault}")
-        return self._model
+        return self._predictor
+
+    @property
+    def model(self) -> artifact.Model:
+        """As `predictor`."""
+        return self.predictor.model
 
     async def report(self) -> bytes:
-        """The page about the model's training; raises Problem 404 where none came with the model."""
+        """The page about the model's training; raises Problem 404 where none came with the model, and 503."""
         try:
-            return await asyncio.to_thread((self._folder / artifact.REPORT).read_bytes)
+            return await self._answered(self._aside((self._folder / artifact.REPORT).read_bytes), "the report")
         except OSError:
             says = "no report came with this model: `train` writes one, `make build` packs it beside the model"
             raise Problem(404, says) from None
 
     async def check(self) -> None:
-        """Verifies the files on disk and replays golden examples; raises Problem 503."""
+        """Verifies the files on disk and replays golden examples; raises Problem 503, also before a stop."""
+        self.door.asked = time.monotonic()
+        if self.door.stopping:
+            raise Problem(503, "not ready: about to stop")
+        if hung := [kind for kind, slots in self._slots.items() if slots.lost >= slots.capacity]:
+            raise Problem(503, f"not ready: as many threads as are allowed for the {hung[0]} hang")
         try:
-            await asyncio.to_thread(self.model.check)
+            await self._answered(self._aside(self.model.check), "not ready: its examples")
         except ServiceError as error:
             log.error("not ready: %s", error)
             raise Problem(503, f"not ready: {error}") from None
@@ -98,59 +125,110 @@ class Runtime:
     async def forecast(
         self, known_at: datetime | None, data_version: str | None, horizons: list[int] | None
     ) -> dict[str, Any]:
-        """Body of /v1/forecast. Without explicit clocks the steps of `serving.fallback` may stand in for the database.
+        """Body of /v1/forecast. Without explicit clocks the steps of `serving.fallback` may stand in for the answer.
 
-        Raises Problem 404 (before the first value, unknown data version), 422 (horizon), 503 (nothing may stand in).
+        Raises Problem 404 (before the first value, unknown data version), 422 (horizon), 429 and 503.
         """
         model = self.model
         explicit = known_at is not None or data_version is not None
         try:
             wanted = forecasting.trained(model, horizons)
-            body = await self._ask(
-                lambda connection: forecasting.answer(self.contract, model, connection, known_at, data_version, None)
-            )
+            body = await in_time(self._forecast(known_at, data_version))
         except forecasting.UnknownHorizon as error:
             raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
             if explicit:
                 raise self._no_data(error) from None
             body = self._stand_in(model, "no_data")
-        except Away as away:
+        except Unable as unable:
             if explicit:
-                raise Problem(503, f"an explicit as-of needs the database, and it is away ({away})") from None
-            body = self._stand_in(model, str(away))
-        else:
-            self._last = self._last if explicit else body
+                raise self._unable(unable, "the forecast of an explicit as-of, for which nothing stands in") from None
+            body = self._stand_in(model, str(unable))
         return body | {"forecasts": [part for part in body["forecasts"] if part["horizon"] in wanted]}
+
+    async def _forecast(self, known_at: datetime | None, data_version: str | None) -> dict[str, Any]:
+        """For all horizons, from the cache or made; raises Unable, Full and NO_DATA."""
+        key = ("forecast", self.model.digest, known_at, data_version)
+        seconds = float("inf") if known_at and data_version else FRESH_SECONDS
+
+        def make() -> Awaitable[dict[str, Any]]:
+            return self._make(self._slots["database"], known_at, data_version)
+
+        return await self._cache.get("forecast", key, make, lambda body: len(repr(body)), seconds)
+
+    async def _make(self, ask: Slots, known_at: datetime | None, data_version: str | None) -> dict[str, Any]:
+        model = self.model
+        known = await self._known(ask, known_at, data_version)
+        forecasts = await self.predictor.predict(known.row[None, :])
+        try:
+            body = forecasting.told(self.contract, model, known, model.horizons, forecasts)
+        except forecasting.NotFinite:
+            raise Unable("model_not_finite") from None
+        if known_at is None and data_version is None:
+            self._last = body
+        return body
+
+    async def _known(self, ask: Slots, known_at: datetime | None, data_version: str | None) -> forecasting.Known:
+        """What the store holds by both clocks, enough for a forecast; raises Unable, Full and NO_DATA."""
+        contract, model = self.contract, self.model
+
+        def question(connection: Connection) -> forecasting.Known:
+            return forecasting.asked(contract, model, connection, known_at, data_version)
+
+        known = await self._database.ask(ask, question)
+        forecasting.complete(contract, known.row, f"at {forecasting.stamp(known.at)}")
+        return known
+
+    async def predict(self, rows: Floats, strange: list[list[str]]) -> Floats:
+        """Inputs [N, F] to forecasts [N, H]; raises Problem 429 and 503.
+
+        What is not finite is the model's failure where the inputs lie in the range of training; else it is returned.
+        """
+        values = await self._answered(self.predictor.predict(rows), "the prediction")
+        return self._plausible(values, strange)
+
+    async def contributions(self, rows: Floats, strange: list[list[str]]) -> explain.Explained:
+        """As `predict`."""
+        explainer = await self.explainer()
+        key = ("explain", self.model.digest, rows.shape, rows.tobytes())
+
+        def make() -> Awaitable[explain.Explained]:
+            return self.predictor.aside(lambda: explainer.explain(rows))
+
+        def size(made: explain.Explained) -> int:
+            return sum(part.nbytes for part in (rows, *vars(made).values()))
+
+        made = await self._answered(self._cache.get("explain", key, make, size), "the explanation")
+        self._plausible(made.contributions.sum(axis=2) + made.value, strange)
+        return made
 
     async def explained(
         self, known_at: datetime | None, data_version: str | None, horizons: list[int] | None
     ) -> dict[str, Any]:
         """What each series did to the forecast; nothing stands in for it: where it cannot be made it is not answered.
 
-        Raises Problem 404, 422, 501 and 503.
+        Raises Problem 404, 422, 429, 501 and 503.
         """
-        model, explainer = self.model, await self.explainer()
+        model, explainer, ask = self.model, await self.explainer(), self._slots["database"]
 
-        def question(connection: Connection) -> dict[str, Any]:
-            known = forecasting.asked(self.contract, model, connection, known_at, data_version)
-            return explain.of_forecast(self.contract, explainer, known, wanted)
+        async def made() -> dict[str, Any]:
+            known = await self._known(ask, known_at, data_version)
+            return await self.predictor.aside(lambda: explain.of_forecast(self.contract, explainer, known, wanted))
 
         try:
             wanted = forecasting.trained(model, horizons)
-            return await self._ask(question)
+            return await self._answered(made(), "the explanation")
         except forecasting.UnknownHorizon as error:
             raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
             raise self._no_data(error) from None
-        except Away as away:
-            raise Problem(503, f"a forecast is explained from the database, and it is away ({away})") from None
 
     async def explainer(self) -> explain.Explainer:
         """Made at the first question, so that no start waits for it; raises Problem 501 for a model without one."""
         if self._explainer is None:
             try:
-                self._explainer = await asyncio.to_thread(explain.Explainer, self.model)
+                making = self._aside(lambda: explain.Explainer(self.model))
+                self._explainer = await self._answered(making, "the explanation")
             except explain.NotExplained as error:
                 raise Problem(501, str(error)) from None
         return self._explainer
@@ -170,6 +248,23 @@ class Runtime:
         }
         self.audit.put(identifier, datetime.now(UTC), document | more)
 
+    async def _answered(self, answer: Awaitable[T], what: str) -> T:
+        """`answer`, in time; raises Problem 503 where it cannot be made."""
+        try:
+            return await in_time(answer)
+        except Unable as unable:
+            raise self._unable(unable, what) from None
+
+    def _unable(self, unable: Unable, what: str) -> Problem:
+        self.metrics.unanswered.labels(str(unable)).inc()
+        return Problem(503, f"{what} cannot be made now: {unable}")
+
+    def _plausible(self, values: Floats, strange: list[list[str]]) -> Floats:
+        finite = np.isfinite(values)
+        if not finite.all() and any(not strange[row] for row in np.flatnonzero(~finite.all(axis=1)).tolist()):
+            raise self._unable(Unable("model_not_finite"), "the prediction")
+        return values
+
     @staticmethod
     def _no_data(error: Exception) -> Problem:
         first = getattr(error, "first_usable", None)
@@ -177,63 +272,29 @@ class Runtime:
 
     def _stand_in(self, model: artifact.Model, reason: str) -> dict[str, Any]:
         if not self.contract.serving.fallback:
-            raise Problem(503, f"no forecast can be made ({reason}), and serving.fallback lets nothing stand in for it")
+            raise self._unable(Unable(reason), "the forecast, for which serving.fallback lets nothing stand in,")
         source = self.contract.serving.fallback[0]  # the artifact holds both kinds, so the first step always succeeds
         held = self._last if source == "last_forecast" and self._last else model.held
         self.metrics.degraded.labels(reason).inc()
         log.warning("degraded answer", extra={"ecs": {"event.reason": reason, "event.action": source}})
         return forecasting.degraded(model, held, reason, source)
 
-    async def _ask(self, question: Callable[[Connection], T]) -> T:
-        """`question` with a connection of its own, off the event loop; raises Away within serving.timeout_seconds."""
-        seconds = self.contract.serving.timeout_seconds
-        work = contextvars.copy_context().run
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work, self._connected, question, seconds)
-        try:
-            return await asyncio.wait_for(future, seconds)
-        except TimeoutError:
-            raise Away("database_timeout") from None
-
-    @staticmethod
-    def _connected(question: Callable[[Connection], T], seconds: float) -> T:
-        try:
-            url = settings.database_url()
-            if not url:
-                raise Away("database_not_configured")
-            bound, wait = f"-c statement_timeout={seconds * 1000:.0f}", max(1, round(seconds))
-            with store.connect(url, "reader", connect_timeout=wait, options=bound) as connection:
-                return question(connection)
-        except UsageError:
-            raise Away("database_not_configured") from None
-        except (psycopg.Error, store.DatabaseAway) as error:
-            log.warning("database: %s", error)
-            raise Away("database_away") from None
+    def _aside(self, job: Callable[[], T]) -> Awaitable[T]:
+        return bounded(self._own, self._share, "timeout", job)
 
     async def _refresh(self) -> None:
         """Keeps what the metrics and a later stand-in need; it never ends, whatever the database does."""
         facts = self.metrics.facts
         while True:
             try:
-                seen, body = await self._ask(self._look)
-                vars(facts).update(seen, database_up=True)
-                self._last = body or self._last
-            except Away:
-                facts.champion, facts.database_up = None, False
+                vars(facts).update(await self._database.ask(self._own, self._database.seen), database_up=True)
+                if self._predictor:
+                    await self._make(self._own, None, None)
+            except (Full, *NO_DATA):
+                pass
+            except Unable as unable:
+                if str(unable).startswith("database"):
+                    facts.champion, facts.database_up = None, False
             except Exception:
                 log.exception("refresh failed")
             await asyncio.sleep(REFRESH_SECONDS)
-
-    def _look(self, connection: Connection) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        champion = registry.champion(connection)
-        body = None
-        if self._model:
-            with contextlib.suppress(*NO_DATA):
-                body = forecasting.answer(self.contract, self._model, connection, None, None, None)
-        now = datetime.now(UTC)
-        seen = {
-            "champion": champion.digest if champion else None,
-            "fresh": [freshness.of(connection, self.contract, dataset, now) for dataset in self.contract.source],
-            "quarantined": freshness.quarantined(connection),
-            "live": live.errors(self.contract, connection),
-        }
-        return seen, body

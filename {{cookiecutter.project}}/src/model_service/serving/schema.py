@@ -29,7 +29,7 @@ REQUEST_ID = {
     }
 }
 RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
-POSTED = (400, 408, 413, 415, 422, 503)  # what may become of any body
+POSTED = (400, 408, 413, 415, 422, 429, 503)  # what may become of any body
 
 
 def ref(name: str) -> Schema:

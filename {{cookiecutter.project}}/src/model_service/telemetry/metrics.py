@@ -1,9 +1,10 @@
 """What `/metrics` shows: requests, predictions, and how old and how current the model and its data are."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -13,9 +14,16 @@ from model_service.artifact import Model
 from model_service.contract import Alerts
 from model_service.freshness import Freshness
 
+if TYPE_CHECKING:
+    from model_service.serving.slots import Slots
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-REASONS = ("database_away", "database_timeout", "database_not_configured", "no_data")
+REASONS = (
+    "database_away", "database_timeout", "database_not_configured", "no_data", "model_failed", "model_timeout",
+    "model_not_finite", "threads_lost", "timeout",
+)  # fmt: skip
+UNANSWERED = (*REASONS, "line_full", "line_slow", "stopping")
 OUTCOMES = ("stored", "duplicate", "rejected", "dropped")
 
 
@@ -72,9 +80,11 @@ class Metrics:
         )
         self.predictions = Counter("predictions", "Predictions given", ["route"], registry=registry)
         self.degraded = Counter("degraded", "Answers by a stand-in", ["reason"], registry=registry)
+        self.unanswered = Counter("unanswered", "Requests that got 429 or 503", ["reason"], registry=registry)
+        self.cache = Counter("cache_requests", "Answers asked for", ["cache", "outcome"], registry=registry)
         self.keys = Counter("api_key_requests", "Requests by the name of their key", ["key"], registry=registry)
         self.audit = Counter("audit_documents", "Audit documents by their fate", ["outcome"], registry=registry)
-        for family, names in ((self.degraded, REASONS), (self.audit, OUTCOMES)):
+        for family, names in ((self.degraded, REASONS), (self.unanswered, UNANSWERED), (self.audit, OUTCOMES)):
             for name in names:
                 family.labels(name)  # a rate sees the first one only if there was a nought before it
         limit = Gauge("alert_limit", "Limits of [alerts] in service.toml, in base units", ["name"], registry=registry)
@@ -82,6 +92,13 @@ class Metrics:
         limit.labels("error_ratio").set(alerts.error_ratio)
         limit.labels("latency_seconds").set(alerts.latency_seconds)
         limit.labels("live_rmse_ratio").set(alerts.live_rmse_ratio)
+
+    def of_slots(self, slots: Mapping[str, "Slots"]) -> None:
+        """Gauges of what is in the making, read when they are scraped."""
+        for name, says in (("busy", "Slots in use"), ("waiting", "Requests in line"), ("lost", "Threads given up")):
+            gauge = Gauge(f"slots_{name}", says, ["kind"], registry=self.registry)
+            for kind, one in slots.items():
+                gauge.labels(kind).set_function(functools.partial(getattr, one, name))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()

@@ -1,0 +1,54 @@
+"""What the service asks its database: in a slot, with a connection of its own, and in time."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import psycopg
+
+from model_service import freshness, live, registry, settings
+from model_service.contract import Contract
+from model_service.errors import UsageError
+from model_service.serving.slots import Slots, Unable, bounded
+from model_service.store import connection as store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+
+class Database:
+    """The one of DATABASE_URL; no question takes longer than `seconds`."""
+
+    def __init__(self, contract: Contract, seconds: float) -> None:
+        self.contract, self.seconds = contract, seconds
+
+    def ask(self, slots: Slots, question: Callable[[Connection], T]) -> Awaitable[T]:
+        """What `question` gives; raises Unable and Full."""
+        return bounded(slots, self.seconds, "database_timeout", lambda: self._connected(question))
+
+    def _connected(self, question: Callable[[Connection], T]) -> T:
+        try:
+            url = settings.database_url()
+            if not url:
+                raise Unable("database_not_configured")
+            bound, wait = f"-c statement_timeout={self.seconds * 1000:.0f}", max(1, round(self.seconds))
+            with store.connect(url, "reader", connect_timeout=wait, options=bound) as connection:
+                return question(connection)
+        except UsageError:
+            raise Unable("database_not_configured") from None
+        except (psycopg.Error, store.DatabaseAway) as error:
+            log.warning("database: %s", error)
+            raise Unable("database_away") from None
+
+    def seen(self, connection: Connection) -> dict[str, Any]:
+        """What the metrics tell of model and data; a question."""
+        champion, now = registry.champion(connection), datetime.now(UTC)
+        return {
+            "champion": champion.digest if champion else None,
+            "fresh": [freshness.of(connection, self.contract, dataset, now) for dataset in self.contract.source],
+            "quarantined": freshness.quarantined(connection),
+            "live": live.errors(self.contract, connection),
+        }

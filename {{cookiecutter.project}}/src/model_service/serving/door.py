@@ -1,0 +1,109 @@
+"""What every request passes first: its time begins, and it is sent away if it has waited for long or the end is near.
+
+The end, on SIGTERM: for `drain_seconds` the service says at /readyz that it is not ready, and goes on answering; then
+it takes no more, lets those inside finish and the audit trail ship; then the server stops. Its listening socket stays
+open until then, so that nobody waits for an answer that does not come: BentoML's supervisor would hold on to it.
+"""
+
+import asyncio
+import contextvars
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from types import FrameType
+
+from prometheus_client import Counter
+
+log = logging.getLogger(__name__)
+
+PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+WATCHED_SECONDS = 30.0  # who did not ask for readiness for so long does not wait to be told
+END_SECONDS = 8.0  # from the last answer to the end in any case: the audit trail has 5
+STEP_SECONDS = 0.05
+SAYS = {
+    "line_slow": (HTTPStatus.TOO_MANY_REQUESTS, "it waited for too long in line: ask again, and less often"),
+    "stopping": (HTTPStatus.SERVICE_UNAVAILABLE, "this replica is about to stop: ask again"),
+}
+deadline: contextvars.ContextVar[float] = contextvars.ContextVar("deadline")
+
+
+def left() -> float:
+    """Seconds until this request must be answered."""
+    return deadline.get() - time.monotonic()
+
+
+class Door:
+    """`seconds`: for each request. `stop`: what is to be done between the last answer and the server's end."""
+
+    def __init__(self, seconds: float, drain: float, unanswered: Counter, stop: Callable[[], Awaitable[None]]) -> None:
+        self.seconds, self.drain = seconds, drain
+        self.inside = 0
+        self.stopping = False  # not ready, but answers
+        self.asked = -WATCHED_SECONDS  # when somebody asked for readiness
+        self._closed = False
+        self._turn: float | None = None
+        self._unanswered, self._stop = unanswered, stop
+        self._ends: asyncio.Task[None] | None = None
+
+    def enter(self, path: str) -> tuple[int, str] | None:
+        """Lets a request in, to be followed by `leave`; or status and detail of a refusal."""
+        now = time.monotonic()
+        if self._turn is None:  # all that the loop takes up in one turn came in before it
+            self._turn = now
+            asyncio.get_running_loop().call_soon(self._turned)
+        deadline.set(self._turn + self.seconds)
+        self.inside += 1
+        if not self._closed and now - self._turn < self.seconds / 2 or path in PROBES:
+            return None
+        reason = "stopping" if self._closed else "line_slow"
+        self._unanswered.labels(reason).inc()
+        return SAYS[reason]
+
+    def leave(self) -> None:
+        self.inside -= 1
+
+    def _turned(self) -> None:
+        self._turn = None
+
+    def watch(self) -> None:
+        """Puts itself before the server's own handler of SIGTERM, where the loop is of the main thread."""
+        before = signal.getsignal(signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread() or not callable(before):
+            return
+        loop = asyncio.get_running_loop()
+
+        def told(number: int, frame: FrameType | None) -> None:
+            if self.stopping:  # for the second time
+                before(number, frame)
+            else:
+                context = contextvars.Context()  # not that of whichever request is interrupted
+                loop.call_soon_threadsafe(self._begin, lambda: before(number, None), context=context)
+
+        signal.signal(signal.SIGTERM, told)
+
+    def _begin(self, end: Callable[[], None]) -> None:
+        if not self.stopping:
+            self.stopping = True
+            self._ends = asyncio.create_task(self._end(end))
+
+    async def _end(self, end: Callable[[], None]) -> None:
+        watched = time.monotonic() - self.asked < WATCHED_SECONDS
+        drain = self.drain if watched else 0.0
+        bound = drain + self.seconds + END_SECONDS
+        last = threading.Timer(bound, os._exit, [1])
+        last.daemon = True
+        last.start()
+        log.info("stopping: not ready for %g seconds, the end within %g", drain, bound)
+        await asyncio.sleep(drain)
+        self._closed = True
+        until = time.monotonic() + self.seconds
+        while self.inside and time.monotonic() < until:
+            await asyncio.sleep(STEP_SECONDS)
+        try:
+            await self._stop()
+        finally:
+            end()

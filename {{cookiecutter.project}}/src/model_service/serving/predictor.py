@@ -1,0 +1,110 @@
+"""The model, asked so that it can fail: in the event loop where it takes but a moment, else in a slot; and in time."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import numpy as np
+import onnxruntime
+
+from model_service import artifact, forecasting
+from model_service.features import Floats
+from model_service.serving.cache import Cache
+from model_service.serving.slots import Slots, Unable, bounded
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MOMENT_SECONDS = 0.002
+WARY_SECONDS = 60.0
+NEVER = float("inf")
+
+
+class Predictor:
+    """Forecasts of `model`; no question takes it longer than `seconds`.
+
+    A run in the event loop that lasts is interrupted by a thread that watches it and made again in a slot, and so are
+    the next ones, for WARY_SECONDS: the loop must not wait twice.
+    """
+
+    def __init__(self, model: artifact.Model, slots: Slots, cache: Cache, seconds: float) -> None:
+        self.model, self.slots, self.seconds = model, slots, seconds
+        self._cache = cache
+        self._grace = seconds / 4
+        self._row_seconds = _measured(model)
+        self._since, self._wary = NEVER, -NEVER
+        self._options = onnxruntime.RunOptions()
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    async def predict(self, rows: Floats) -> Floats:
+        """Inputs [N, F] to forecasts [N, H], whatever they are; raises Unable and Full."""
+        until = time.monotonic() + self.seconds
+        if len(rows) * self._row_seconds < MOMENT_SECONDS and time.monotonic() > self._wary:
+            with contextlib.suppress(TimeoutError):
+                return self._at_once(rows)
+        key = ("predict", self.model.digest, rows.shape, rows.tobytes())
+
+        def make() -> Awaitable[Floats]:
+            return self.aside(self._job(rows), until - time.monotonic())
+
+        return await self._cache.get("predict", key, make, lambda made: made.nbytes + rows.nbytes)
+
+    def aside(self, job: Callable[[], T], seconds: float | None = None) -> Awaitable[T]:
+        """`job`, which asks the model, in a slot; raises Unable and Full."""
+        return bounded(self.slots, seconds or self.seconds, "model_timeout", lambda: _told(job))
+
+    def _job(self, rows: Floats) -> Callable[[], Floats]:
+        return lambda: self.model.predict(rows)
+
+    def _at_once(self, rows: Floats) -> Floats:
+        """Raises TimeoutError when it was interrupted."""
+        artifact.interrupt.set(self._options)
+        self._since = started = time.monotonic()
+        try:
+            return _told(self._job(rows))
+        except Unable:
+            if self._options.terminate:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._since = NEVER
+            if self._options.terminate:
+                self._options = onnxruntime.RunOptions()
+            if time.monotonic() - started > self._grace:
+                self._wary = time.monotonic() + WARY_SECONDS
+                log.warning("the model took %.2f seconds in the event loop", time.monotonic() - started)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._grace / 2):
+            if time.monotonic() - self._since > self._grace:
+                self._options.terminate = True
+
+    def stop(self) -> None:
+        self._ended.set()
+
+
+def _told(job: Callable[[], T]) -> T:
+    """`job`; raises Unable for whatever the model raises."""
+    try:
+        return job()
+    except forecasting.NotFinite:
+        raise Unable("model_not_finite") from None
+    except Exception:
+        log.exception("the model failed")
+        raise Unable("model_failed") from None
+
+
+def _measured(model: artifact.Model) -> float:
+    """Seconds a row takes, of a hundred; infinity where the model fails at them."""
+    rows = np.resize(np.array(model.golden["instances"], np.float64), (100, len(model.inputs)))
+    try:
+        model.predict(rows)  # the first run is slower
+        started = time.perf_counter()
+        model.predict(rows)
+    except Exception:
+        return NEVER
+    return (time.perf_counter() - started) / len(rows)

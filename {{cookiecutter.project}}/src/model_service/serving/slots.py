@@ -1,0 +1,126 @@
+"""Work that the event loop must not wait for: a thread each, a bounded number at a time, and a bounded line behind.
+
+Who gives a work up frees its slot at once. The thread is told to stop, which a run of the model does at its next node;
+one that cannot be stopped is left alone. Once as many are lost as there are slots no more are started, until one ends.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import onnxruntime
+from prometheus_client import Counter
+
+from model_service import artifact
+from model_service.serving import door
+from model_service.serving.edge import Problem
+
+T = TypeVar("T")
+
+
+class Full(Problem):
+    """429: the line is full, or does not move."""
+
+    headers = {"Retry-After": "1"}
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(429, f"{detail}: ask again, and less often")
+
+
+class Unable(Exception):
+    """An answer cannot be made; the message is the reason, as a degraded answer and the metrics name it."""
+
+
+class Slots:
+    """`capacity` works at a time, `line` behind them, none of which waits longer than `patience` seconds."""
+
+    def __init__(self, capacity: int, line: int, patience: float, unanswered: Counter) -> None:
+        self.capacity, self.line, self.patience = capacity, line, patience
+        self.busy = self.waiting = 0
+        self.lost = 0  # threads that go on though nobody waits for them
+        self._free = asyncio.Semaphore(capacity)
+        self._unanswered = unanswered
+
+    async def work(self, job: Callable[[], T]) -> T:
+        """What `job` gives, made in a thread with a copy of this context; to cancel it gives the job up.
+
+        Raises Full, Unable where no thread is to be had, and what `job` raises.
+        """
+        await self._enter()
+        self.busy += 1
+        try:
+            return await self._run(job)
+        finally:
+            self.busy -= 1
+            self._free.release()
+
+    async def _enter(self) -> None:
+        if self._free.locked() and self.waiting >= self.line:
+            self._unanswered.labels("line_full").inc()
+            raise Full(f"{self.line} requests are in line")
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._free.acquire()
+        except TimeoutError:
+            self._unanswered.labels("line_slow").inc()
+            raise Full(f"no turn within {self.patience:g} seconds") from None
+        finally:
+            self.waiting -= 1
+
+    async def _run(self, job: Callable[[], T]) -> T:
+        if self.lost >= self.capacity:
+            raise Unable("threads_lost")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        options, context = onnxruntime.RunOptions(), contextvars.copy_context()
+        context.run(artifact.interrupt.set, options)
+
+        def settle(settled: Callable[[], None]) -> None:
+            if done.done():
+                self.lost -= 1
+            else:
+                settled()
+
+        def work() -> None:
+            try:
+                made = job()
+            except BaseException as error:
+                outcome: Callable[[], None] = lambda error=error: done.set_exception(error)  # type: ignore[misc]  # noqa: E731
+            else:
+                outcome = lambda: done.set_result(made)  # noqa: E731
+            with contextlib.suppress(RuntimeError):  # the loop has ended before it
+                loop.call_soon_threadsafe(settle, outcome)
+
+        try:  # not of a pool: that would wait for a lost thread when the process ends
+            threading.Thread(target=context.run, args=(work,), name="work", daemon=True).start()
+        except RuntimeError:  # the machine gives no more
+            raise Unable("threads_lost") from None
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if done.cancelled():
+                self.lost += 1
+            options.terminate = True
+            raise
+
+
+async def bounded(slots: Slots, seconds: float, late: str, job: Callable[[], T]) -> T:
+    """`job` in a slot; raises Unable, `late` when it takes longer than `seconds`, and Full."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await slots.work(job)
+    except TimeoutError:
+        raise Unable(late) from None
+
+
+async def in_time(answer: Awaitable[T]) -> T:
+    """`answer`; raises Unable where this request's time ends before."""
+    try:
+        async with asyncio.timeout(door.left()):
+            return await answer
+    except TimeoutError:
+        raise Unable("timeout") from None

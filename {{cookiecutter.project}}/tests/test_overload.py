@@ -1,0 +1,292 @@
+"""More than can be answered, work that hangs, and the end: who is sent away, and that slots come free again."""
+
+import asyncio
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from serving import HANGS, HOLE, POISON, make_project, serve, wait_for
+from test_service import problem
+
+from model_service import artifact
+from model_service.serving import door, predictor, slots
+from model_service.serving.cache import Cache
+from model_service.serving.door import Door
+from model_service.serving.slots import Full, Slots, Unable
+
+LATE = 5.0  # beyond any time that is asked for, and what a crowded machine adds
+
+
+def counter(*labels: str) -> Counter:
+    return Counter("x", "", labels, registry=CollectorRegistry())
+
+
+def some(capacity: int, line: int = 9, patience: float = LATE) -> Slots:
+    return Slots(capacity, line, patience, counter("reason"))
+
+
+class Gate:
+    """Work that waits until it is let go, and cannot be stopped."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.begun: list[int] = []
+
+    def job(self, number: int) -> Callable[[], int]:
+        def work() -> int:
+            self.begun.append(number)
+            self.opened.wait(60)
+            return number
+
+        return work
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_so_many_at_a_time_so_many_in_line_and_the_rest_is_sent_away() -> None:
+    async def scene() -> None:
+        gate, ours = Gate(), some(2, line=3)
+        tasks = []
+        for number in range(5):
+            tasks.append(asyncio.create_task(ours.work(gate.job(number))))
+            await asyncio.sleep(0)
+        await until(lambda: len(gate.begun) == 2)
+        assert (ours.busy, ours.waiting) == (2, 3)
+        with pytest.raises(Full, match="3 requests are in line") as raised:
+            await ours.work(gate.job(5))
+        assert raised.value.status == 429 and "Retry-After" in raised.value.headers
+        gate.opened.set()
+        assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4]
+        assert gate.begun[2:] == [2, 3, 4]  # in the order of the line
+        assert (ours.busy, ours.waiting, ours.lost) == (0, 0, 0)
+
+    asyncio.run(scene())
+
+
+def test_nobody_waits_in_line_for_longer_than_patience() -> None:
+    async def scene() -> None:
+        gate, ours = Gate(), some(1, patience=0.05)
+        first = asyncio.create_task(ours.work(gate.job(1)))
+        await until(lambda: gate.begun)
+        with pytest.raises(Full, match="no turn within"):
+            await ours.work(gate.job(2))
+        gate.opened.set()
+        assert await first == 1 and gate.begun == [1]
+
+    asyncio.run(scene())
+
+
+def test_work_that_is_given_up_frees_its_slot_and_lost_threads_are_bounded() -> None:
+    async def scene() -> None:
+        gate, ours = Gate(), some(2)
+        for number in range(2):
+            with pytest.raises(Unable, match="too long"):
+                await slots.bounded(ours, 0.05, "too long", gate.job(number))
+            assert (ours.busy, ours.lost) == (0, number + 1)  # the thread goes on
+        assert not ours._free.locked()
+        with pytest.raises(Unable, match="threads_lost"):
+            await ours.work(gate.job(3))
+        gate.opened.set()
+        await until(lambda: ours.lost == 0)
+        assert await ours.work(lambda: 8) == 8
+
+    asyncio.run(scene())
+
+
+def test_whatever_work_raises_comes_back() -> None:
+    def fails() -> None:
+        raise ZeroDivisionError("by nought")
+
+    with pytest.raises(ZeroDivisionError, match="by nought"):
+        asyncio.run(some(1).work(fails))
+
+
+@contextmanager
+def asked(folder: Path, seconds: float) -> Iterator[tuple[predictor.Predictor, np.ndarray, list[float]]]:
+    """A predictor of the made-up model, a row, and what it gives."""
+    made = make_project(folder)
+    cache = Cache(1_000_000, counter("cache", "outcome"))
+    model = artifact.load(folder / "build" / "model")
+    yield (
+        (one := predictor.Predictor(model, some(2), cache, seconds)),
+        np.array([[*made.instance.values()]]),
+        made.expected,
+    )
+    one.stop()
+
+
+def test_a_model_that_hangs_is_ended_whether_in_the_loop_or_in_a_thread(tmp_path: Path) -> None:
+    async def scene(one: predictor.Predictor, row: np.ndarray, expected: list[float]) -> None:
+        assert (await one.predict(row))[0].tolist() == pytest.approx(expected)
+        hung = row.copy()
+        hung[0, 1] = HANGS
+        for _ in range(3):  # the first in the loop, then in a slot; the others in a slot at once
+            with pytest.raises(Unable, match="model_timeout"):
+                await one.predict(hung)
+            assert one.slots.busy == 0
+        await until(lambda: one.slots.lost == 0)  # the runs themselves have ended
+        assert (await one.predict(row))[0].tolist() == pytest.approx(expected)
+        poisoned = row.copy()
+        poisoned[0, 1] = 2 * POISON
+        with pytest.raises(Unable, match="model_failed"):
+            await one.predict(poisoned)
+
+    with asked(tmp_path, 0.8) as (one, row, expected):
+        asyncio.run(scene(one, row, expected))
+
+
+def test_a_run_that_lasts_holds_up_the_loop_only_once(tmp_path: Path) -> None:
+    async def scene(one: predictor.Predictor, row: np.ndarray) -> None:
+        beats: list[float] = []
+
+        async def heart() -> None:
+            while True:
+                beats.append(time.monotonic())
+                await asyncio.sleep(0.01)
+
+        hung = row.copy()
+        hung[0, 1] = HANGS
+        beating = asyncio.create_task(heart())
+        for _ in range(2):
+            with pytest.raises(Unable):
+                await one.predict(hung)
+        beating.cancel()
+        gaps = np.diff(beats)
+        assert (gaps > 0.24).sum() <= 1 and len(beats) > 20
+
+    with asked(tmp_path, 1.0) as (one, row, _):
+        asyncio.run(scene(one, row))
+
+
+def entrance(seconds: float = 2.0) -> tuple[Door, Counter]:
+    async def nothing() -> None: ...
+
+    unanswered = counter("reason")
+    return Door(seconds, 0.0, unanswered, nothing), unanswered
+
+
+def test_who_waited_half_its_time_for_the_loop_is_sent_away_and_probes_are_not() -> None:
+    async def scene() -> None:
+        ours, unanswered = entrance(0.2)
+        assert ours.enter("/v1/predict") is None
+        time.sleep(0.12)  # one answer takes long, the next came in meanwhile
+        refused = ours.enter("/v1/predict")
+        assert refused and refused[0] == 429
+        assert [ours.enter(path) for path in sorted(door.PROBES)] == [None] * 5
+        assert door.left() < 0.1
+        assert unanswered.labels("line_slow")._value.get() == 1
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert ours.enter("/v1/predict") is None and door.left() > 0.1  # the next turn
+        for _ in range(8):
+            ours.leave()
+        assert ours.inside == 0
+
+    asyncio.run(scene())
+
+
+def test_a_database_that_hangs_takes_no_more_than_its_slots_and_probes_answer(tmp_path: Path) -> None:
+    made = make_project(tmp_path, timeout_seconds=1.0, concurrency=2, queue=3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and never says a word
+        url = f"postgresql://reader@127.0.0.1:{mute.getsockname()[1]}/x"
+        with serve(made, "uvicorn", DATABASE_URL=url) as server, ThreadPoolExecutor(20) as pool:
+            ask = lambda day: httpx.get(f"{server.url}/v1/forecast?as_of=2016-07-{day:02}", timeout=30)  # noqa: E731
+            asked = [pool.submit(ask, day) for day in range(1, 21)]
+            for path in ("/livez", "/metrics", "/v2/health/live"):
+                assert httpx.get(server.url + path, timeout=30).status_code == 200
+            assert httpx.post(f"{server.url}/v1/predict", json={"instances": [made.instance]}).status_code == 200
+            found = [one.result() for one in asked]
+            assert {one.status_code for one in found} <= {429, 503}
+            for one in found:
+                problem(one, one.status_code)
+            told = server.metrics()
+            reasons = ("line_full", "line_slow", "database_timeout", "threads_lost", "timeout")
+            assert sum(told[f'unanswered_total{{reason="{one}"}}'] for one in reasons) == 20
+            assert told['unanswered_total{reason="database_timeout"}'] >= 2
+            wait_for(lambda: server.metrics()['slots_busy{kind="database"}'] == 0)
+            wait_for(lambda: server.metrics()['slots_lost{kind="database"}'] == 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(HANGS, "model_timeout"), (HOLE, "model_not_finite"), (2 * POISON, "model_failed")]
+)
+def test_what_the_model_cannot_answer_is_503(tmp_path: Path, value: float, reason: str) -> None:
+    made = make_project(tmp_path, timeout_seconds=0.5)
+    strange, counted = made.instance | {made.inputs[1]: value}, f'unanswered_total{{reason="{reason}"}}'
+    with serve(made, "uvicorn") as server:
+        for path in ("/v1/predict", "/v1/explain"):
+            before = server.metrics()[counted]
+            problem(httpx.post(f"{server.url}{path}", json={"instances": [strange]}, timeout=30), 503)
+            assert server.metrics()[counted] == before + 1
+            good = httpx.post(f"{server.url}{path}", json={"instances": [made.instance]}, timeout=30)
+            assert good.status_code == 200
+
+
+class Caller(threading.Thread):
+    """Opens one connection after the other and asks for what it is told to, until none is to be had any more."""
+
+    def __init__(self, port: int, request: bytes) -> None:
+        super().__init__(daemon=True)
+        self.port, self.request = port, request
+        self.seen: list[tuple[float, float, str]] = []  # when, how long, status line or error
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 30) as connection:
+                    connection.settimeout(30)
+                    connection.sendall(self.request)
+                    said = connection.recv(100).decode("latin-1")[9:12]
+            except OSError as error:
+                said = type(error).__name__
+            self.seen.append((began, time.monotonic() - began, said))
+            if said == "ConnectionRefusedError":
+                return
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("way", ["uvicorn", "bentoml"])
+def test_before_the_end_it_is_not_ready_then_it_drains_and_no_connection_hangs(tmp_path: Path, way: str) -> None:
+    made = make_project(tmp_path, drain_seconds=1.0)
+    with serve(made, way) as server:
+        port = int(server.url.rpartition(":")[2])
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        ready, model = (Caller(port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                        for path in ("/readyz", "/v1/model"))  # fmt: skip
+        wait_for(lambda: ready.seen and model.seen)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(20)
+        for one in (ready, model):
+            one.join(30)
+            assert not one.is_alive() and max(took for _, took, _ in one.seen) < LATE
+        unready = next(when for when, _, said in ready.seen if said == "503")
+        refused = [when for when, _, said in model.seen if said != "200"]
+        assert unready < refused[0]  # told first
+        served = [said for when, _, said in model.seen if unready < when < unready + 0.5]
+        assert served and set(served) == {"200"}  # and served meanwhile
+        assert time.monotonic() - began < 15
+
+
+def test_nobody_who_did_not_ask_for_readiness_is_waited_for(tmp_path: Path) -> None:
+    made = make_project(tmp_path, drain_seconds=20.0)
+    with serve(made, "uvicorn") as server:
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 15
