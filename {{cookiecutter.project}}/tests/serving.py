@@ -169,7 +169,7 @@ class Server:
 
 @contextmanager
 def serve(made: Project, way: str, **environment: str) -> Iterator[Server]:
-    """Serves the project by `uvicorn`, as the container does, or by `bentoml` (built first); stops it afterwards."""
+    """Serves the project by `uvicorn`, as the container does, `bentoml` (built first), or `broken`; then stops it."""
     port = free_port()
     ours = {"DATABASE_URL", "ELASTICSEARCH_URL", "PROJECT_ROOT", "MODEL_DIR", "PGPASSWORD"}
     env = {name: value for name, value in os.environ.items() if name not in ours}
@@ -177,6 +177,9 @@ def serve(made: Project, way: str, **environment: str) -> Iterator[Server]:
     command: Sequence[str]
     if way == "uvicorn":
         command = ["uvicorn", "model_service.serving.app:app", "--port", str(port)]
+    elif way == "broken":
+        env["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
+        command = ["broken"]
     else:
         build = [sys.executable, "-m", "model_service.serving.bento"]
         subprocess.run(build, cwd=made.root, env=env, check=True, stdout=subprocess.PIPE)

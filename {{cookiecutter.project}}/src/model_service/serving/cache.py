@@ -68,7 +68,10 @@ class Cache:
         return made
 
     def _keep(self, key: Hashable, made: Any, size: int, until: float) -> None:
-        self.held += size - self._kept.pop(key, (None, 0, 0.0))[1]
+        self.held -= self._kept.pop(key, (None, 0, 0.0))[1]
+        if size > self.size:
+            return
+        self.held += size
         self._kept[key] = made, size, until
         while self.held > self.size or len(self._kept) > MOST:
             self.held -= self._kept.popitem(last=False)[1][1]

@@ -81,6 +81,8 @@ def _problem(request: Request, error: Exception) -> Problem:
         return Problem(error.status_code, says.get(error.status_code, error.detail))
     if isinstance(error, RequestValidationError):
         return wrong((".".join(map(str, mistake["loc"][1:])), mistake["msg"]) for mistake in error.errors())
+    if isinstance(error, MemoryError):
+        return Problem(503, "there is no memory left for it: ask again, or send less")
     return Problem(500, "the service failed; its log names the cause under this id")
 
 

@@ -1,0 +1,108 @@
+"""Serves the project of this folder with faults planted into the process by what the file FAULT says at the time.
+
+With UNGUARDED the guards against them are taken away: what a judge must be able to see.
+"""
+
+import os
+import resource
+import signal
+import threading
+import time
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from model_service.serving import app as served  # seals the process before anything else is imported
+
+from model_service import artifact, forecasting, settings  # isort: skip
+from model_service.serving import database, edge, predictor, runtime, slots  # isort: skip
+from model_service.store import connection as store  # isort: skip
+from model_service.telemetry import audit, metrics  # isort: skip
+
+FAULT = Path(os.environ["FAULT"])
+LIMITS = {"disk full": resource.RLIMIT_FSIZE, "memory used up": resource.RLIMIT_AS}
+JUMPS = {"clock jumps ahead": timedelta(days=400), "clock jumps back": -timedelta(days=30_000)}
+planted = ""
+predict = artifact.Model.predict
+
+
+def failing(model: artifact.Model, rows: Any) -> Any:
+    if planted == "model raises":
+        raise RuntimeError("planted")
+    if planted == "model hangs":  # until it is told to stop, as a run of ONNX Runtime
+        options, until = artifact.interrupt.get(), time.monotonic() + 20
+        while time.monotonic() < until and not (options and options.terminate):
+            time.sleep(0.005)
+        raise RuntimeError("ended")
+    made = predict(model, rows)
+    return made * np.nan if planted == "model gives NaN" else made
+
+
+class Jumped(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Any:
+        return datetime.now(tz) + JUMPS.get(planted, timedelta())
+
+
+def watch() -> None:
+    global planted
+    while True:
+        said = FAULT.read_text("utf-8")
+        if said != planted:
+            for name, limit in LIMITS.items():
+                most = resource.getrlimit(limit)[1]
+                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                low = 1 if limit == resource.RLIMIT_FSIZE else used + 3_000_000
+                resource.setrlimit(limit, (low if said == name else most, most))
+            planted = said
+        time.sleep(0.01)
+
+
+def unguard() -> None:
+    async def bare(slots: slots.Slots, seconds: float, late: str, job: Any) -> Any:
+        return await slots.work(job)
+
+    async def whenever(answer: Any) -> Any:
+        return await answer
+
+    def connected(self: database.Database, question: Any) -> Any:
+        with store.connect(str(settings.database_url())) as connection:
+            return question(connection)
+
+    def at_once(self: audit.Audit, identifier: str, when: datetime, document: Any) -> None:
+        audit.connect(str(self.url)).bulk(operations=[{"create": {"_index": "now", "_id": identifier}}, document])
+
+    def none(self: runtime.Runtime, *_: Any) -> Any:
+        raise RuntimeError("nothing stands in")
+
+    def unread(folder: Path) -> Any:
+        files = {name: (folder / name).read_bytes() for name in (*artifact.FILES, "explain.json")}
+        return files, "sha256:" + "0" * 64
+
+    audit.connect("http://127.0.0.1:1")  # imported now, which takes long
+    artifact.read = unread
+    for module in (predictor, database, runtime):
+        module.bounded = bare  # type: ignore[attr-defined]
+    runtime.in_time = whenever  # type: ignore[assignment]
+    predictor._told = lambda job: job()
+    edge.MemoryError = ZeroDivisionError  # type: ignore[attr-defined]
+    database.Database._connected = connected  # type: ignore[method-assign]
+    audit.Audit.put = at_once  # type: ignore[method-assign]
+    runtime.Runtime._stand_in = none  # type: ignore[method-assign]
+    runtime.Runtime._plausible = lambda self, values, strange: values  # type: ignore[method-assign]
+    predictor.Predictor._watch = lambda self: None  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    artifact.Model.predict = failing  # type: ignore[method-assign]
+    for module in (forecasting, runtime, database, metrics):
+        module.datetime = Jumped  # type: ignore[attr-defined]
+    runtime.FRESH_SECONDS = 0.0
+    if os.environ.get("UNGUARDED"):
+        unguard()
+    threading.Thread(target=watch, daemon=True).start()
+    uvicorn.run(served.app, port=int(os.environ["PORT"]), access_log=False, log_config=None)

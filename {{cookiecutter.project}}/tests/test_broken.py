@@ -1,0 +1,298 @@
+"""A named list of faults, and a judge: every request gets the right value, or a stand-in that says so, or 503; in time.
+
+The faults come by process, socket and file, none by a flag of the service. The control takes the guards away.
+"""
+
+import contextlib
+import random
+import select
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psycopg
+import pytest
+from conftest import SAMPLE
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from serving import Project, Server, make_project, serve, wait_for
+from test_telemetry import Store
+
+from model_service import artifact, forecasting
+from model_service.contract import Contract
+from model_service.loader import run
+from model_service.store.connection import connect
+from model_service.store.migrate import migrate
+from model_service.telemetry.metrics import REASONS
+
+SECONDS, SLACK = 1.0, 2.0  # what a crowded machine may add: the figure is in what the test prints
+MODEL = ("model raises", "model hangs", "model gives NaN")
+STORE = ("store refuses", "store is mute", "store is slow", "store is empty")
+AUDIT = ("Elasticsearch refuses", "Elasticsearch is mute")
+MACHINE = ("disk full", "memory used up", "clock jumps ahead", "clock jumps back")
+FILE = "model file corrupt"
+Found = tuple[str, float, dict[str, Any]]  # verdict, seconds, answer
+Stores = tuple[str, Callable[[bool], None]]
+
+
+class Wire:
+    """A TCP way to a server that can be cut: `fault` is what happens to those who come."""
+
+    def __init__(self, to: dict[str, Any]) -> None:
+        self.to, self.fault = to, ""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        fault = self.fault
+        with near, contextlib.suppress(OSError):  # one of the two went away
+            if fault.endswith("mute"):
+                near.settimeout(10)
+                while near.recv(4096):
+                    pass
+            if fault and not fault.endswith("slow"):
+                return
+            with self._far() as far:
+                while ready := select.select([near, far], [], [], 20)[0]:
+                    for one in ready:
+                        if not (data := one.recv(65_536)):
+                            return
+                        if fault and one is far:
+                            time.sleep(0.4)
+                        (far if one is near else near).sendall(data)
+
+    def _far(self) -> socket.socket:
+        host, port = self.to.get("host", "127.0.0.1"), self.to.get("port", 5432)
+        if not host.startswith("/"):
+            return socket.create_connection((host, int(port)))
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(f"{host}/.s.PGSQL.{port}")
+        return far
+
+
+@dataclass
+class Judge:
+    """What a request was answered, and whether it may be."""
+
+    made: Project
+    expected: dict[str, Any]  # of a forecast, without faults
+    server: Server
+    empty: bool = False  # the store: then there is nothing as of any time
+
+    def one(self, number: int) -> Found:
+        """Asks; gives the verdict, seconds and answer. Every request has inputs, or an as-of, of its own."""
+        kind = ("/v1/predict", "/v1/predict", "/v1/forecast", "as of", "/v1/explain")[number % 5]
+        headers = {"X-Request-ID": f"r-{number}"}
+        instance = self.made.instance | {self.made.inputs[0]: random.Random(number).uniform(-9, 9)}
+        at = datetime(2016, 7, 1, tzinfo=UTC) + timedelta(seconds=number)
+        began = time.monotonic()
+        try:
+            with httpx.Client(base_url=self.server.url, headers=headers, timeout=SECONDS + 2 * SLACK) as client:
+                if kind in ("/v1/predict", "/v1/explain"):
+                    response = client.post(kind, json={"instances": [instance]})
+                else:
+                    response = client.get("/v1/forecast", params={"as_of": at.isoformat()} if kind == "as of" else {})
+        except httpx.HTTPError as error:
+            return f"no answer: {type(error).__name__}", time.monotonic() - began, {}
+        took = time.monotonic() - began
+        return self._verdict(kind, instance, at, headers["X-Request-ID"], response, took), took, response.json()
+
+    def _verdict(self, kind: str, instance: Any, at: datetime, sent: str, response: httpx.Response, took: float) -> str:
+        body = response.json()
+        if took > SECONDS + SLACK:
+            return f"late: {took:.1f} s"
+        if response.headers["x-request-id"] != sent:
+            return "the answer of another request"
+        if response.status_code == 503:
+            whole = body["request_id"] == sent and "retry-after" in response.headers
+            return "503" if whole else "an unfit 503"
+        if response.status_code == 404 and kind == "as of":
+            return "404" if self.empty else "404 though there are data"
+        if response.status_code != 200:
+            return f"{response.status_code}: {body}"
+        if kind in ("/v1/predict", "/v1/explain"):
+            due = np.array([*instance.values()]) @ self.made.weights
+            told = (body.get("predictions") or body["explanations"])[0]
+            found = [told[f"horizon_{one}"] for one in self.made.horizons]
+            found = [one if kind == "/v1/predict" else one["value"] for one in found]
+            return "right" if found == pytest.approx(due.tolist()) else "wrong"
+        if degraded := body["degraded"]:
+            fits = kind != "as of" and degraded["reason"] in REASONS and degraded["source"] == "last_forecast"
+            return f"degraded: {degraded['reason']}" if fits else "wrongly degraded"
+        if kind == "as of" and body["as_of"]["known_at"] != forecasting.stamp(at):
+            return "wrong as-of"
+        same = body["forecasts"] == self.expected["as of" if kind == "as of" else "now"]["forecasts"]
+        return "right" if same else "wrong"
+
+
+@dataclass
+class Bench:
+    """The service, and every way to break what it stands on."""
+
+    judge: Judge
+    store: Wire
+    audit: Wire
+    fault: Path
+    swap: Callable[[bool], None]
+    asked: int = 0
+
+    def plant(self, fault: str) -> None:
+        self.store.fault = fault if fault in STORE and "empty" not in fault else ""
+        self.audit.fault = fault if fault in AUDIT else ""
+        self.fault.write_text(fault, "utf-8")
+        self.swap(fault == "store is empty")
+        self.judge.empty = fault == "store is empty"
+        time.sleep(0.1)
+
+    def ask(self, count: int) -> list[Found]:
+        numbers = range(self.asked, self.asked + count)
+        self.asked += count
+        with ThreadPoolExecutor(10) as pool:
+            return list(pool.map(self.judge.one, numbers))
+
+
+@pytest.fixture(scope="module")
+def stores(server: str, contract: Contract) -> Iterator[Stores]:
+    """URL of a database that holds the sample, and what puts an empty one in its place."""
+    names = [f"test_{uuid.uuid4().hex[:12]}" for _ in range(3)]
+    with psycopg.connect(server, autocommit=True) as admin:
+
+        def rename(old: str, new: str) -> None:
+            sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+            admin.execute(sql, [old])
+            admin.execute(f'ALTER DATABASE "{old}" RENAME TO "{new}"')
+
+        for name in names[:2]:
+            admin.execute(f'CREATE DATABASE "{name}"')
+            migrate(make_conninfo(server, dbname=name), contract)
+        run.load(contract, make_conninfo(server, dbname=names[0]), SAMPLE, lambda _: None)
+        swapped = False
+
+        def swap(empty: bool) -> None:
+            nonlocal swapped
+            if empty != swapped:
+                order = ((names[0], names[2]), (names[1], names[0])) if empty else (
+                    (names[0], names[1]), (names[2], names[0]))  # fmt: skip
+                for old, new in order:
+                    wait_for(lambda old=old, new=new: not attempt(rename, old, new))
+                swapped = empty
+
+        yield make_conninfo(server, dbname=names[0]), swap
+        swap(False)
+        for name in names[:2]:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def attempt(action: Any, *words: str) -> Exception | None:
+    try:
+        action(*words)
+    except psycopg.Error as error:
+        return error
+    return None
+
+
+@contextmanager
+def bench(folder: Path, stores: Stores, contract: Contract, **environment: str) -> Iterator[Bench]:
+    made = make_project(folder, timeout_seconds=SECONDS, concurrency=16)
+    url, swap = stores
+    (folder / "fault").write_text("", "utf-8")
+    model = artifact.load(folder / "build" / "model")
+    with connect(url) as connection:
+        times = {"now": None, "as of": datetime(2016, 7, 1, tzinfo=UTC)}
+        expected = {name: forecasting.answer(contract, model, connection, at, None, None) for name, at in times.items()}
+    if environment.pop("CORRUPT", ""):
+        damage(folder / "build" / "model" / "model.onnx")
+    known = conninfo_to_dict(url)
+    kept = Store(lambda _: 201)
+    with (
+        closing((data := Wire(known)).listener),
+        closing((trail := Wire({"port": kept.url.rpartition(":")[2]})).listener),
+    ):
+        login = f"postgresql://{known.get('user', 'postgres')}:{known.get('password', '')}@127.0.0.1:{data.port}"
+        where = {"DATABASE_URL": f"{login}/{known['dbname']}?sslmode=disable", "FAULT": str(folder / "fault"),
+                 "ELASTICSEARCH_URL": f"http://127.0.0.1:{trail.port}"}  # fmt: skip
+        with serve(made, "broken", **where, **environment) as server:
+            yield Bench(Judge(made, expected, server), data, trail, folder / "fault", swap)
+
+
+def damage(path: Path) -> None:
+    """Another weight in the graph: it still loads, and answers."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(path))
+    for node in graph.graph.initializer:
+        if node.name == "weights":
+            node.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(node) + 0.5, "weights"))
+    onnx.save(graph, str(path))
+
+
+def wrong(found: list[Found]) -> list[str]:
+    fine = {"right", "503", "404"}
+    return [verdict for verdict, *_ in found if verdict not in fine and not verdict.startswith("degraded: ")]
+
+
+def tell(fault: str, found: list[Found]) -> None:
+    verdicts = [verdict for verdict, *_ in found]
+    counted = {one: verdicts.count(one) for one in sorted(set(verdicts))}
+    print(f"{fault}: longest {max(took for _, took, _ in found):.2f} s", counted)
+
+
+def test_under_every_fault_each_request_is_answered_right_or_says_so_and_in_time(
+    tmp_path: Path, stores: Stores, contract: Contract
+) -> None:
+    table: dict[str, list[Found]] = {}
+    with bench(tmp_path / "sound", stores, contract) as one:
+        assert {verdict for verdict, *_ in one.ask(10)} == {"right"}  # the other control: without a fault all is right
+        for fault in (*MODEL, *STORE, *AUDIT, *MACHINE):
+            one.plant(fault)
+            table[fault] = one.ask(25)
+            one.plant("")
+            wait_for(lambda: {verdict for verdict, *_ in one.ask(5)} == {"right"})  # it mends by itself
+    with bench(tmp_path / "damaged", stores, contract, CORRUPT="1") as one:
+        table[FILE] = one.ask(25)
+        assert httpx.get(f"{one.judge.server.url}/readyz").status_code == 503
+    for fault, found in table.items():
+        tell(fault, found)
+    assert {fault: wrong(found) for fault, found in table.items() if wrong(found)} == {}
+    assert sum(map(len, table.values())) >= 300
+    for fault in (*MODEL, *STORE, FILE):  # it was met
+        assert any(verdict != "right" for verdict, *_ in table[fault]), fault
+
+
+def test_without_its_guards_the_judge_sees_failures(tmp_path: Path, stores: Stores, contract: Contract) -> None:
+    table: dict[str, list[Found]] = {}
+    with bench(tmp_path / "sound", stores, contract, UNGUARDED="1") as one:
+        assert {verdict for verdict, *_ in one.ask(5)} == {"right"}
+        for fault in (
+            *STORE,
+            "model raises",
+            "model gives NaN",
+            "Elasticsearch refuses",
+            "model hangs",
+        ):  # the worst last
+            one.plant(fault)
+            table[fault] = one.ask(5)
+    with bench(tmp_path / "damaged", stores, contract, UNGUARDED="1", CORRUPT="1") as one:
+        table[FILE] = one.ask(5)
+    for fault, found in table.items():
+        tell(fault, found)
+    assert {fault for fault, found in table.items() if not wrong(found)} == set()
