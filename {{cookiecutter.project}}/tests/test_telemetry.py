@@ -272,7 +272,8 @@ def test_the_rules_tests_can_fail(tmp_path: Path) -> None:
     text = (folder / "rules.yml").read_text("utf-8")
     for old, new in (("data_age_seconds >", "data_age_seconds <"), ("0.99, sum", "0.50, sum"), ("== 0", "== 2"),
                      ('"service"}) > 0', '"service"}) > 2'), ('conflict"}) > 0', 'conflict"}) > 3'),
-                     ("> on () group_left", "< on () group_left")):  # fmt: skip
+                     ("> on () group_left", "< on () group_left"), ('"line_.*|threads_lost"', '"nothing"'),
+                     ('"line_.*|threads_lost"', '".*"')):  # fmt: skip
         (folder / "rules.yml").write_text(text.replace(old, new), "utf-8")
         assert _promtool(folder)[0] == 1, old
 

@@ -14,6 +14,9 @@ from model_service.features import Floats
 from model_service.serving import door
 from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, wrong
 
+DEPTH = 8  # levels of a body; the deepest that any route takes has five
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
 
 async def read(request: Request, any_type: bool = False) -> bytes:
     """The whole body; raises Problem 415 for another type than JSON, 408 when it does not arrive in time."""
@@ -27,8 +30,12 @@ async def read(request: Request, any_type: bool = False) -> bytes:
         raise Problem(408, "the body did not arrive in time: send it faster, or less of it") from None
 
 
-def mapping(body: bytes, known: set[str], form: str) -> dict[str, Any]:
-    """The body as an object of `known` members; raises Problem 400 (not JSON) or 422. `form`: what it looks like."""
+def mapping(body: bytes, known: set[str], form: str, limit: int) -> dict[str, Any]:
+    """The body as an object of `known` members, and of `form`; `limit`: the most instances.
+
+    Raises Problem 400 (not JSON, too deep), 413 (far more than `limit`) or 422.
+    """
+    _measure(body, limit)
     try:
         data = json.loads(body.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -76,6 +83,17 @@ def not_a_number(value: Any) -> str | None:
         return None if math.isfinite(value) else "is not finite"
     except OverflowError:
         return "is too large for a float"
+
+
+def _measure(body: bytes, limit: int) -> None:
+    """Refuses what would take long to parse, or much memory: looks at brackets alone, those in texts included."""
+    left = brackets = body.translate(None, NO_BRACKETS)
+    for _ in range(DEPTH):
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+    if len(left) > DEPTH:  # fewer are a cut body, or stand in a text
+        raise Problem(400, f"the body is not JSON of at most {DEPTH} levels")
+    if len(brackets) > 20 * (limit + DEPTH):
+        raise Problem(413, f"the body holds far more than {limit} instances: send fewer at a time")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

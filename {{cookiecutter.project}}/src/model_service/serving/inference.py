@@ -83,7 +83,7 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         if BINARY in request.headers:
             raise Problem(400, "the binary extension is not spoken here: send tensors as JSON data")
         content = await body.read(request, any_type=True)
-        given = body.mapping(content, REQUEST, FORM)
+        given = body.mapping(content, REQUEST, FORM, limits.max_instances)
         (takes,), (gives,) = found.takes, found.gives
         if mistakes := list(_mistakes(given, takes, gives)):
             raise wrong(mistakes)

@@ -57,7 +57,8 @@ def build(runtime: Runtime) -> FastAPI:
     async def predict(request: Request) -> Response:
         """The target at each horizon for given inputs; /v1/model lists them."""
         model = runtime.model
-        given = body.mapping(await body.read(request), {"instances"}, '{"instances": [{...}]}')
+        content = await body.read(request)
+        given = body.mapping(content, {"instances"}, '{"instances": [{...}]}', limits.max_instances)
         rows = body.instances(given.get("instances"), model.inputs, limits.max_instances)
         strange = body.outside(rows, model.inputs, model.card.get("input_range", {}), limits.out_of_range == "reject")
         values = body.finite(await runtime.predict(rows, strange))
@@ -77,7 +78,8 @@ def build(runtime: Runtime) -> FastAPI:
         TreeSHAP, exact), or `permutation` (an estimator of one's own: the sum is exact, the shares are estimates).
         """
         model = runtime.model
-        given = body.mapping(await body.read(request), {"instances", "horizon", *CLOCKS}, FORMS)
+        content = await body.read(request)
+        given = body.mapping(content, {"instances", "horizon", *CLOCKS}, FORMS, limits.max_instances)
         if "instances" not in given:
             made = await runtime.explained(*_asked(given))
             runtime.answered("/v1/explain", given, made["explanations"], 1, as_of=made["as_of"])
