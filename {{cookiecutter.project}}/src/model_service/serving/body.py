@@ -33,9 +33,9 @@ async def read(request: Request, any_type: bool = False) -> bytes:
 def mapping(body: bytes, known: set[str], form: str, limit: int) -> dict[str, Any]:
     """The body as an object of `known` members, and of `form`; `limit`: the most instances.
 
-    Raises Problem 400 (not JSON, too deep), 413 (far more than `limit`) or 422.
+    Raises Problem 400 (not JSON, too deep) or 422.
     """
-    _measure(body, limit)
+    _measure(body, limit, "instances" if "instances" in known else "inputs")
     try:
         data = json.loads(body.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -85,7 +85,7 @@ def not_a_number(value: Any) -> str | None:
         return "is too large for a float"
 
 
-def _measure(body: bytes, limit: int) -> None:
+def _measure(body: bytes, limit: int, field: str) -> None:
     """Refuses what would take long to parse, or much memory: looks at brackets alone, those in texts included."""
     left = brackets = body.translate(None, NO_BRACKETS)
     for _ in range(DEPTH):
@@ -93,7 +93,7 @@ def _measure(body: bytes, limit: int) -> None:
     if len(left) > DEPTH:  # fewer are a cut body, or stand in a text
         raise Problem(400, f"the body is not JSON of at most {DEPTH} levels")
     if len(brackets) > 20 * (limit + DEPTH):
-        raise Problem(413, f"the body holds far more than {limit} instances: send fewer at a time")
+        raise wrong([(field, f"at most {limit} are taken at a time, and these are far more")])
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
