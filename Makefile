@@ -19,7 +19,7 @@ demo:  ## From default answers to a served forecast; stays until Ctrl-C (ONCE=1:
 test: .venv/test.synced  ## All tests that this machine can run, and a list of what was left out (ARGS="-k bake")
 	@$(VENV) -m pytest $(ARGS)
 
-bench: bench-bake bench-load bench-asof bench-train bench-gate bench-kafka bench-crash  ## Every benchmark
+bench: bench-bake bench-load bench-asof bench-train bench-gate bench-serve bench-kafka bench-crash  ## Every benchmark
 
 bench-bake: .venv/demo.synced  ## Time of a bake against plain cookiecutter with empty hooks; writes build/bench/bake.json
 	@$(VENV) benchmarks/bake.py
@@ -35,6 +35,9 @@ bench-train: .venv/demo.synced  ## Memory of training with 1,000 series against 
 
 bench-gate: .venv/demo.synced  ## Planted faults that the gate must name, and clean retrains; writes build/bench/gate.json (ARGS=--quick)
 	@benchmarks/in_project.sh benchmarks/gate.py $(ARGS)
+
+bench-serve: .venv/demo.synced  ## Requests a second and p99 against bare FastAPI and ONNX Runtime; needs wrk (PAIRS, SECONDS)
+	@benchmarks/in_project.sh benchmarks/serve.py
 
 bench-kafka: .venv/demo.synced  ## A million messages while loaders, broker and claims are shot down, and the delay (MESSAGES, KILLS, LIVE)
 	@SOURCE=kafka benchmarks/in_project.sh benchmarks/kafka.py

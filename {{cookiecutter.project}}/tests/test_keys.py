@@ -60,7 +60,7 @@ def test_no_key_reaches_a_log_line_or_a_metric(guarded: tuple[Project, Server]) 
     _, server = guarded
     asked(server, f"/v1/model?key={NEW}", OLD)
     asked(server, f"/v1/{OLD}", OLD)
-    lines = server.out.read_text("utf-8") + httpx.get(f"{server.url}/metrics").text
+    lines = httpx.get(f"{server.url}/metrics").text + server.out.read_text("utf-8")
     assert OLD not in lines and NEW not in lines
     assert "/v1/***" in lines  # the control: it would have stood there
 

@@ -19,6 +19,7 @@ from serving import HANGS, HOLE, POISON, make_project, serve, wait_for
 from test_service import problem
 
 from model_service import artifact
+from model_service.contract import Serving
 from model_service.serving import door, predictor, slots
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door
@@ -122,7 +123,7 @@ def asked(folder: Path, seconds: float) -> Iterator[tuple[predictor.Predictor, n
     cache = Cache(1_000_000, counter("cache", "outcome"))
     model = artifact.load(folder / "build" / "model")
     yield (
-        (one := predictor.Predictor(model, some(2), cache, seconds)),
+        (one := predictor.Predictor(model, Serving(), some(2), cache, seconds)),
         np.array([[*made.instance.values()]]),
         made.expected,
     )

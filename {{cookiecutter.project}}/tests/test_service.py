@@ -184,6 +184,18 @@ def test_a_body_that_is_not_json_is_400(service: Running, body: bytes) -> None:
     problem(service.client.post("/v1/predict", content=body, headers={"content-type": "application/json"}), 400)
 
 
+def test_an_input_that_stands_twice_is_400_though_all_are_there(service: Running) -> None:
+    once = json.dumps({"instances": [service.instance]})
+    name = json.dumps(service.inputs[0])
+    assert service.client.post("/v1/predict", content=once).status_code == 200
+    problem(service.client.post("/v1/predict", content=once.replace(f"{{{name}", f"{{{name}: 2.0, {name}")), 400)
+
+
+def test_half_a_surrogate_pair_goes_back_as_the_escape_that_it_came_as(service: Running) -> None:
+    answer = service.client.post("/v1/predict", content=r'{"instances": [], "\ud800": 1}')
+    assert fields(answer) == ["\ud800"]
+
+
 def test_another_content_type_is_415(service: Running) -> None:
     problem(service.client.post("/v1/predict", data={"a": "b"}), 415)
 
@@ -235,6 +247,7 @@ def test_many_urls_make_few_series(service: Running) -> None:
     for number in range(50):
         service.client.get(f"/v1/{number}")
         service.client.request(f"ODD{number}", "/livez")
+    service.client.request("PURGE", "/livez")
     text = service.client.get("/metrics").text
     assert "/v1/7" not in text and "ODD" not in text
     assert 'http_requests_total{method="other",route="/livez",status="405"}' in text

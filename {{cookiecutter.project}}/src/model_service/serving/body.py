@@ -3,26 +3,29 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from fastapi import Request
 
+from model_service.contract import Serving
 from model_service.features import Floats
 from model_service.serving import door
 from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, wrong
 
 DEPTH = 8  # levels of a body; the deepest that any route takes has five
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+JSON = b"application/json"
 
 
 async def read(request: Request, any_type: bool = False) -> bytes:
     """The whole body; raises Problem 415 for another type than JSON, 408 when it does not arrive in time."""
-    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    if kind != "application/json" and not any_type:
-        raise Problem(415, f"the body is {kind}: send application/json")
+    kind = dict(request.scope["headers"]).get(b"content-type", JSON).partition(b";")[0].strip().lower()
+    if kind != JSON and not any_type:
+        raise Problem(415, f"the body is {kind.decode('latin-1')}: send application/json")
     try:
         async with asyncio.timeout(door.left()):
             return await request.body()
@@ -47,6 +50,42 @@ def mapping(body: bytes, known: set[str], form: str, limit: int) -> dict[str, An
     return data
 
 
+class Inputs:
+    """What a model takes, prepared once: `names` [F], and the `ranges` that training saw of them."""
+
+    def __init__(self, names: list[str], ranges: Mapping[str, list[float]], limits: Serving) -> None:
+        self.names = names
+        self._low, self._high = np.array([ranges.get(name, [-np.inf, np.inf]) for name in names]).T
+        self._reject = limits.out_of_range == "reject"
+        fields = [(f"input_{number}", float, msgspec.field(name=name)) for number, name in enumerate(names)]
+        one = msgspec.defstruct("Instance", fields, forbid_unknown_fields=True, gc=False)
+        many = Annotated[list[one], msgspec.Meta(min_length=1, max_length=limits.max_instances)]  # type: ignore[valid-type]
+        whole = msgspec.defstruct("Instances", [("instances", many)], forbid_unknown_fields=True)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(whole)
+
+    def rows(self, body: bytes) -> Floats | None:
+        """{"instances": [...]} as [N, F]; None where anything is wrong: `mapping` and `instances` say what."""
+        try:
+            given = self._decoder.decode(body).instances
+        except ValueError:
+            return None
+        if body.count(b'"') != 2 * (1 + len(given) * len(self.names)):
+            return None  # a name stands twice, of which the decoder takes the last
+        flat = chain.from_iterable(map(msgspec.structs.astuple, given))
+        return np.fromiter(flat, np.float64, len(given) * len(self.names)).reshape(len(given), -1)
+
+    def outside(self, rows: Floats) -> list[list[str]]:
+        """For each row the inputs outside the range seen in training; Problem 422 where `serving.out_of_range` says."""
+        flags = (rows < self._low) | (rows > self._high)
+        if not flags.any():
+            return [[]] * len(rows)
+        strange = [[self.names[column] for column in np.flatnonzero(row)] for row in flags]
+        if self._reject:
+            places = (f"instances.{number}.{name}" for number, row in enumerate(strange) for name in row)
+            raise wrong((place, "is outside the range seen in training") for place in places)
+        return strange
+
+
 def instances(given: Any, names: list[str], limit: int) -> Floats:
     """Instances as [N, F] in the order of `names`; raises Problem 422."""
     if not isinstance(given, list) or not 0 < len(given) <= limit:
@@ -57,20 +96,10 @@ def instances(given: Any, names: list[str], limit: int) -> Floats:
     return np.array([[one[name] for name in names] for one in given], np.float64)
 
 
-def outside(rows: Floats, names: list[str], ranges: dict[str, list[float]], reject: bool) -> list[list[str]]:
-    """For each row the inputs that lie outside the range seen in training; raises Problem 422 where `reject`."""
-    bounds = np.array([ranges.get(name, [-np.inf, np.inf]) for name in names])
-    flags = (rows < bounds[:, 0]) | (rows > bounds[:, 1])
-    strange = [[names[column] for column in np.flatnonzero(row)] for row in flags]
-    if reject and any(strange):
-        places = (f"instances.{number}.{name}" for number, row in enumerate(strange) for name in row)
-        raise wrong((place, "is outside the range seen in training") for place in places)
-    return strange
-
-
 def finite(values: Floats) -> Floats:
     """`values` [N, H]; raises Problem 422 that names the instances for which one is not finite."""
-    if wild := np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+    if not (sound := np.isfinite(values)).all():
+        wild = np.flatnonzero(~sound.all(axis=1)).tolist()
         raise wrong((f"instances.{number}", "gives no finite forecast") for number in wild)
     return values
 

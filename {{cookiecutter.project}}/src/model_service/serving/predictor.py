@@ -1,6 +1,5 @@
 """The model, asked so that it can fail: in the event loop where it takes but a moment, else in a slot; and in time."""
 
-import contextlib
 import logging
 import threading
 import time
@@ -11,7 +10,9 @@ import numpy as np
 import onnxruntime
 
 from model_service import artifact, forecasting
+from model_service.contract import Serving
 from model_service.features import Floats
+from model_service.serving.body import Inputs
 from model_service.serving.cache import Cache
 from model_service.serving.slots import Slots, Unable, bounded
 
@@ -30,8 +31,9 @@ class Predictor:
     the next ones, for WARY_SECONDS: the loop must not wait twice.
     """
 
-    def __init__(self, model: artifact.Model, slots: Slots, cache: Cache, seconds: float) -> None:
+    def __init__(self, model: artifact.Model, limits: Serving, slots: Slots, cache: Cache, seconds: float) -> None:
         self.model, self.slots, self.seconds = model, slots, seconds
+        self.inputs = Inputs(model.inputs, model.card.get("input_range", {}), limits)
         self._cache = cache
         self._grace = seconds / 4
         self._row_seconds = _measured(model)
@@ -40,12 +42,11 @@ class Predictor:
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
-    async def predict(self, rows: Floats) -> Floats:
-        """Inputs [N, F] to forecasts [N, H], whatever they are; raises Unable and Full."""
-        until = time.monotonic() + self.seconds
-        if len(rows) * self._row_seconds < MOMENT_SECONDS and time.monotonic() > self._wary:
-            with contextlib.suppress(TimeoutError):
-                return self._at_once(rows)
+    async def predict(self, rows: Floats, until: float | None = None) -> Floats:
+        """Inputs [N, F] to forecasts [N, H], whatever they are, by `until` (monotonic); raises Unable and Full."""
+        until = until or time.monotonic() + self.seconds
+        if (made := self.at_once(rows)) is not None:
+            return made
         key = ("predict", self.model.digest, rows.shape, rows.tobytes())
 
         def make() -> Awaitable[Floats]:
@@ -60,15 +61,17 @@ class Predictor:
     def _job(self, rows: Floats) -> Callable[[], Floats]:
         return lambda: self.model.predict(rows)
 
-    def _at_once(self, rows: Floats) -> Floats:
-        """Raises TimeoutError when it was interrupted."""
+    def at_once(self, rows: Floats) -> Floats | None:
+        """As `predict`, in this thread; None where that may take more than a moment, or did. Raises Unable."""
+        if len(rows) * self._row_seconds >= MOMENT_SECONDS or time.monotonic() <= self._wary:
+            return None
         artifact.interrupt.set(self._options)
         self._since = started = time.monotonic()
         try:
             return _told(self._job(rows))
         except Unable:
             if self._options.terminate:
-                raise TimeoutError from None
+                return None
             raise
         finally:
             self._since = NEVER

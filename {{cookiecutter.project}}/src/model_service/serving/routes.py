@@ -1,9 +1,8 @@
 """The app: the routes of /v1, and those around them."""
 
-import math
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any
@@ -56,16 +55,19 @@ def build(runtime: Runtime) -> FastAPI:
     @app.post("/v1/predict", **answers.posted("Instances", "Predictions"))
     async def predict(request: Request) -> Response:
         """The target at each horizon for given inputs; /v1/model lists them."""
-        model = runtime.model
+        model, inputs = runtime.model, runtime.predictor.inputs
         content = await body.read(request)
-        given = body.mapping(content, {"instances"}, '{"instances": [{...}]}', limits.max_instances)
-        rows = body.instances(given.get("instances"), model.inputs, limits.max_instances)
-        strange = body.outside(rows, model.inputs, model.card.get("input_range", {}), limits.out_of_range == "reject")
+        rows = inputs.rows(content)
+        if rows is None:
+            given = body.mapping(content, {"instances"}, '{"instances": [{...}]}', limits.max_instances)
+            rows = body.instances(given.get("instances"), model.inputs, limits.max_instances)
+        strange = inputs.outside(rows)
         values = body.finite(await runtime.predict(rows, strange))
-        predictions: list[dict[str, Any]] = []
-        for row, names in zip(values.tolist(), strange, strict=True):
-            prediction = {f"horizon_{horizon}": value for horizon, value in zip(model.horizons, row, strict=True)}
-            predictions.append(prediction | ({"out_of_range": names} if names else {}))
+        ahead = [f"horizon_{horizon}" for horizon in model.horizons]
+        predictions: list[dict[str, Any]] = [dict(zip(ahead, row, strict=True)) for row in values.tolist()]
+        for prediction, names in zip(predictions, strange, strict=True):
+            if names:
+                prediction["out_of_range"] = names
         runtime.answered("/v1/predict", {"names": model.inputs, "rows": rows.tolist()}, predictions, len(rows))
         return as_json({"model": model.name, "predictions": predictions})
 
@@ -89,7 +91,7 @@ def build(runtime: Runtime) -> FastAPI:
         explainer = await runtime.explainer()
         most = explainer.most(limits.max_instances, limits.timeout_seconds / 2)
         rows = body.instances(given["instances"], model.inputs, most)
-        strange = body.outside(rows, model.inputs, model.card.get("input_range", {}), limits.out_of_range == "reject")
+        strange = runtime.predictor.inputs.outside(rows)
         made_of = await runtime.contributions(rows, strange)
         body.finite(made_of.value)
         body.finite(made_of.contributions.sum(axis=2))
@@ -98,8 +100,7 @@ def build(runtime: Runtime) -> FastAPI:
             parts = zip(model.horizons, explain.parts(model, made_of, row), strict=True)
             explanations.append({f"horizon_{horizon}": part for horizon, part in parts}
                                 | ({"out_of_range": names} if names else {}))  # fmt: skip
-        inputs = {"names": model.inputs, "rows": rows.tolist()}
-        runtime.answered("/v1/explain", inputs, explanations, len(rows))
+        runtime.answered("/v1/explain", {"names": model.inputs, "rows": rows.tolist()}, explanations, len(rows))
         return as_json({"model": model.name, "method": explainer.method, "explanations": explanations})
 
     @app.get("/v1/model", response_class=Response, responses=answers("Model", 429, 503))
@@ -115,7 +116,7 @@ def build(runtime: Runtime) -> FastAPI:
         except Problem:
             how = None
         taken = {"max_instances": limits.max_instances, "out_of_range": limits.out_of_range, "explain": how}
-        return as_json(_plain(names | taken | {field: model.card.get(field) for field in CARD_FIELDS}))
+        return as_json(names | taken | {field: model.card.get(field) for field in CARD_FIELDS})
 
     @app.get("/report", response_class=HTMLResponse, responses=answers.text("text/html", 404, 429, 503))
     async def report() -> Response:
@@ -145,15 +146,6 @@ def build(runtime: Runtime) -> FastAPI:
 
     inference.add(app, runtime, answers)
     return app
-
-
-def _plain(value: Any) -> Any:
-    """`value` with null for each number that JSON has no word for: an interval of too few errors, say."""
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _no_others(request: Request, known: set[str]) -> None:

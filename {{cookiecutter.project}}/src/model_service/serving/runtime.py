@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 REFRESH_SECONDS = 15.0
 FRESH_SECONDS = 1.0  # for how long a forecast of now is one of now
 START_SECONDS = 60.0
+SMALL = 10  # predictions, whose record is small
 SHARE = 0.8  # of a request's time that one part of it, database or model, may take
 NO_DATA = (forecasting.NoDataYet, forecasting.InputsMissing, read.UnknownDataVersion)
 T = TypeVar("T")
@@ -49,13 +50,12 @@ class Runtime:
         self._cache = Cache(limits.cache_bytes, self.metrics.cache)
         self._share = limits.timeout_seconds * SHARE
         self._database = Database(contract, self._share)
-        patience = limits.timeout_seconds / 2
-        self._slots = {
-            kind: Slots(limits.concurrency, limits.queue, patience, unanswered) for kind in ("database", "model")
-        }
+        patience, most = limits.timeout_seconds / 2, (limits.concurrency, limits.queue)
+        self._slots = {kind: Slots(*most, patience, unanswered) for kind in ("database", "model")}
         self._own = Slots(2, 16, patience, unanswered)  # for what no caller waits for in line: readiness, the refresh
         self.metrics.of_slots(self._slots)
         self._folder = folder
+        self._image = os.environ.get("IMAGE_DIGEST") or None
         self._predictor: Predictor | None = None
         self._explainer: explain.Explainer | None = None
         self._fault = "the model is not loaded yet"
@@ -79,7 +79,7 @@ class Runtime:
 
     def _load(self) -> None:
         model = artifact.load(self._folder)
-        self._predictor = Predictor(model, self._slots["model"], self._cache, self._share)
+        self._predictor = Predictor(model, self.contract.serving, self._slots["model"], self._cache, self._share)
 
     async def stop(self) -> None:
         """May be called again."""
@@ -184,7 +184,13 @@ class Runtime:
 
         What is not finite is the model's failure where the inputs lie in the range of training; else it is returned.
         """
-        values = await self._answered(self.predictor.predict(rows), "the prediction")
+        until = time.monotonic() + self._share
+        try:
+            values = self.predictor.at_once(rows)
+        except Unable as unable:
+            raise self._unable(unable, "the prediction") from None
+        if values is None:
+            values = await self._answered(self.predictor.predict(rows, until), "the prediction")
         return self._plausible(values, strange)
 
     async def contributions(self, rows: Floats, strange: list[list[str]]) -> explain.Explained:
@@ -195,10 +201,10 @@ class Runtime:
         def make() -> Awaitable[explain.Explained]:
             return self.predictor.aside(lambda: explainer.explain(rows))
 
-        def size(made: explain.Explained) -> int:
-            return sum(part.nbytes for part in (rows, *vars(made).values()))
-
-        made = await self._answered(self._cache.get("explain", key, make, size), "the explanation")
+        kept = self._cache.get(
+            "explain", key, make, lambda one: sum(part.nbytes for part in (rows, *vars(one).values()))
+        )
+        made = await self._answered(kept, "the explanation")
         self._plausible(made.contributions.sum(axis=2) + made.value, strange)
         return made
 
@@ -238,15 +244,10 @@ class Runtime:
         self.metrics.predictions.labels(route).inc(count)
         identifier = str(request_id.get())
         document = {
-            "service": {"name": self.contract.service.name},
-            "http": {"request": {"id": identifier}},
-            "route": route,
-            "model": self.model.name,
-            "image": {"digest": os.environ.get("IMAGE_DIGEST") or None},
-            "inputs": inputs,
-            "output": output,
-        }
-        self.audit.put(identifier, datetime.now(UTC), document | more)
+            "service": {"name": self.contract.service.name}, "http": {"request": {"id": identifier}}, "route": route,
+            "model": self.model.name, "image": {"digest": self._image}, "inputs": inputs, "output": output,
+        }  # fmt: skip
+        self.audit.put(identifier, datetime.now(UTC), document | more, small=count <= SMALL)
 
     async def _answered(self, answer: Awaitable[T], what: str) -> T:
         """`answer`, in time; raises Problem 503 where it cannot be made."""
@@ -260,8 +261,7 @@ class Runtime:
         return Problem(503, f"{what} cannot be made now: {unable}")
 
     def _plausible(self, values: Floats, strange: list[list[str]]) -> Floats:
-        finite = np.isfinite(values)
-        if not finite.all() and any(not strange[row] for row in np.flatnonzero(~finite.all(axis=1)).tolist()):
+        if not np.isfinite(values).all() and any(not strange[row] for row in np.nonzero(~np.isfinite(values))[0]):
             raise self._unable(Unable("model_not_finite"), "the prediction")
         return values
 

@@ -7,12 +7,23 @@ import json
 import logging
 import logging.config
 import os
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+def encoded(made: Mapping[str, Any]) -> bytes:
+    """As JSON, with null for what it has no number for, and text of what it has no type for."""
+    try:
+        return msgspec.json.encode(made, enc_hook=str)
+    except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 has no bytes for, goes as an escape
+        return json.dumps(made, default=str).encode()
 
 
 class Json(logging.Formatter):
@@ -21,25 +32,34 @@ class Json(logging.Formatter):
     def __init__(self, service: str) -> None:
         super().__init__()
         self.service = service
+        self.process = os.getpid()
         self.secrets = _secrets()
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "@timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "log.level": record.levelname.lower(),
-            "message": record.getMessage(),
-            "ecs.version": "8.11.0",
-            "service.name": self.service,
-            "log.logger": record.name,
-            "process.pid": record.process,
-        }
-        if identifier := request_id.get():
-            line["http.request.id"] = identifier
+        line = self.line(record.created, record.levelno, record.getMessage(), record.name, request_id.get())
         line |= getattr(record, "ecs", {})
         if record.exc_info and record.exc_info[0]:
             line["error.type"] = record.exc_info[0].__name__
             line["error.stack_trace"] = self.formatException(record.exc_info)
-        text = json.dumps(line, ensure_ascii=False, default=str)
+        return self.text(line)
+
+    def line(self, at: float, level: int, message: str, logger: str, identifier: str | None) -> dict[str, Any]:
+        """What every line has; `at` in seconds since 1970."""
+        line: dict[str, Any] = {
+            "@timestamp": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+            "log.level": logging.getLevelName(level).lower(),
+            "message": message,
+            "ecs.version": "8.11.0",
+            "service.name": self.service,
+            "log.logger": logger,
+            "process.pid": self.process,
+        }
+        if identifier:
+            line["http.request.id"] = identifier
+        return line
+
+    def text(self, line: dict[str, Any]) -> str:
+        text = encoded(line).decode()
         for secret in self.secrets:
             text = text.replace(secret, "***")
         return text

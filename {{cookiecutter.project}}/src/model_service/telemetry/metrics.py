@@ -1,7 +1,7 @@
 """What `/metrics` shows: requests, predictions, and how old and how current the model and its data are."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,8 @@ class Metrics:
         self._seconds = Histogram(
             "http_request_duration_seconds", "Time to answer", ["route"], buckets=SECONDS, registry=registry
         )
+        self.settle: Callable[[], None] = lambda: None  # brings the counters up to date
+        self._bound: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.predictions = Counter("predictions", "Predictions given", ["route"], registry=registry)
         self.degraded = Counter("degraded", "Answers by a stand-in", ["reason"], registry=registry)
         self.unanswered = Counter("unanswered", "Requests that got 429 or 503", ["reason"], registry=registry)
@@ -101,10 +103,18 @@ class Metrics:
                 gauge.labels(kind).set_function(functools.partial(getattr, one, name))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        bound = self._bound.get((method, route, status))
+        if not bound:  # at most as many as there are series
+            named = method if method in METHODS else "other"
+            bound = self._requests.labels(named, route, str(status)), self._seconds.labels(route)
+            if named == method:
+                self._bound[method, route, status] = bound
+        requests, duration = bound
+        requests.inc()
+        duration.observe(seconds)
 
     def text(self) -> bytes:
+        self.settle()
         return generate_latest(self.registry)
 
 
