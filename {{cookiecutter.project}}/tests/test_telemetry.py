@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -223,6 +224,14 @@ def test_install_says_what_is_missing(contract: Contract, monkeypatch: pytest.Mo
     with pytest.raises(ServiceError, match="does not answer") as raised:
         audit.install(contract)
     assert "s3cret" not in str(raised.value)
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """Where it does, it keeps an id of the machine and what it has not sent yet in the user's home."""
+    env = {name: value for name, value in os.environ.items() if name not in {"ORT_DISABLE_TELEMETRY", "CI"}}
+    env |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", "import model_service.artifact"], env=env, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_line_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
