@@ -239,6 +239,7 @@ def test_replicas_run_without_rights(stack: Stack, up: Any) -> None:
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
+        assert host["Memory"] == 256 * 2**20
 
 
 def test_passwords_are_nowhere_but_in_env(stack: Stack, up: Any) -> None:

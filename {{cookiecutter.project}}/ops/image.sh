@@ -7,18 +7,30 @@ need_docker
 make --no-print-directory build >&2
 bento=.local/bentoml/bentos/$service
 bento=$bento/$(cat "$bento/latest")
-model=$(.venv/bin/python -c 'import json; print(json.load(open("build/model/registry.json"))["digest"])')
+facts=$(.venv/bin/python - <<'EOP'
+import json
+from pathlib import Path
+registered, card = (json.loads(Path("build/model", name).read_text("utf-8")) for name in ("registry.json", "card.json"))
+print(registered["digest"], card["trained_as_of"]["data_version"])
+EOP
+)
+read -r model data <<<"$facts"
 # A commit only when this folder is itself the top of a repository, not merely inside one.
-revision=uncommitted
+revision=uncommitted time=0
 if [ "$(git rev-parse --show-toplevel 2>/dev/null || true)" = "$(pwd -P)" ] && commit=$(git rev-parse --verify --quiet HEAD); then
   revision=$commit$(git diff --quiet HEAD -- . || echo -dirty)
+  time=$(git log -1 --format=%ct)
 fi
 short=${model#sha256:}
 tag=$(echo "$revision" | cut -c1-12)$(case $revision in *-dirty) echo -dirty ;; esac)-${short:0:12}
 
-build() { docker build --quiet --build-arg "PYTHON_IMAGE=$PYTHON_IMAGE" --build-arg "REVISION=$revision" "$@" >/dev/null || fail "docker build failed on the base image $PYTHON_IMAGE (PYTHON_IMAGE names another)"; }
+# The same inputs give the same files; BuildKit from 0.13 on takes their times from the commit, too, so that the digest is the same.
+build() {
+  docker build --quiet --output type=docker,rewrite-timestamp=true --build-arg "SOURCE_DATE_EPOCH=$time" --build-arg "PYTHON_IMAGE=$PYTHON_IMAGE" \
+    --build-arg "REVISION=$revision" "$@" >/dev/null || fail "docker build failed on the base image $PYTHON_IMAGE (PYTHON_IMAGE names another)"
+}
 say "$repository:$tag and $repository-loader:$tag on $PYTHON_IMAGE"
-build --build-arg "MODEL_DIGEST=$model" --file images/service.Dockerfile --tag "$repository:$tag" "$bento"
+build --build-arg "MODEL_DIGEST=$model" --build-arg "DATA_VERSION=$data" --file images/service.Dockerfile --tag "$repository:$tag" "$bento"
 build --file images/loader.Dockerfile --tag "$repository-loader:$tag" .
 
 if [ -n "${PUSH:-}" ]; then
