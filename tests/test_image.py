@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -57,6 +58,29 @@ files = {name: module.__spec__ for name, module in sys.modules.items() if getatt
 late = [name for name, spec in files.items() if spec.origin != "frozen" and str(spec.origin).endswith(".py")
         and not pathlib.Path(spec.cached).exists()]
 print("late:", *late)
+"""
+
+# What the image's own tools say is installed, as the beginnings of package URLs.
+INSTALLED = """
+dpkg-query -W -f '${db:Status-Status} pkg:deb/debian/${Package}@${Version}\\n' | sed -n 's/^installed //p'
+for python in python "$(readlink -f "$(command -v python)")"; do
+  "$python" -c 'import re, importlib.metadata as m
+for one in m.distributions(): print("pkg:pypi/" + re.sub("[-_.]+", "-", one.name).lower() + "@" + one.version)'
+done
+"""
+VALID = """
+import pathlib, sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+print(JsonStrictValidator(SchemaVersion.V1_6).validate_str(pathlib.Path(sys.argv[1]).read_text("utf-8")))
+"""
+BY_HAND = r"""
+USER root
+RUN mkdir -p /by/DEBIAN /opt/by_hand-1.2.dist-info \
+ && printf 'Package: by-hand\nVersion: 1:2+b3\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: B\n' \
+  >/by/DEBIAN/control \
+ && dpkg-deb --build /by /by.deb && dpkg --install /by.deb && rm -r /by /by.deb \
+ && printf 'Metadata-Version: 2.1\nName: By_Hand\nVersion: 1.2\n' >/opt/by_hand-1.2.dist-info/METADATA
 """
 
 
@@ -212,3 +236,31 @@ def test_the_same_inputs_give_the_same_files_twice(made: Made, tmp_path: Path) -
         first, second = tree(name), tree(twin)
         assert first.keys() == second.keys()
         assert {path for path in first if first[path] != second[path]} == set()
+
+
+def packages(bill: str) -> set[str]:
+    """Package URLs of a bill of materials, without qualifiers."""
+    return {unquote(one["purl"].partition("?")[0]) for one in json.loads(bill)["components"]}
+
+
+@pytest.mark.parametrize("name", ["sbom", "sbom-loader"])
+def test_the_bill_of_materials_is_valid_and_names_the_image(made: Made, name: str) -> None:
+    assert made.project.run(made.project.python, "-c", VALID, f"build/{name}.json").stdout.strip() == "None"
+    itself = json.loads(made.project.text(f"build/{name}.json"))["metadata"]["component"]
+    assert itself["version"] == made.inspect(made.name if name == "sbom" else made.loader)["Id"]
+
+
+def test_the_bill_of_materials_holds_every_distribution_and_every_debian_package(made: Made) -> None:
+    listed, installed = packages(made.project.text("build/sbom.json")), set(made.run(INSTALLED, "sh", "-s").split())
+    for kind, least in (("pkg:deb/", 50), ("pkg:pypi/", 25)):
+        assert len([one for one in installed if one.startswith(kind)]) > least
+    (python,) = listed - installed
+    assert re.fullmatch(r"pkg:generic/python@3\.\d+\.\d+", python)
+    assert installed <= listed
+
+
+def test_a_package_added_by_hand_is_in_the_bill_of_materials(made: Made) -> None:
+    added = made.stack.derive("by-hand", BY_HAND)
+    made.project.run(made.project.python, "ops/sbom.py", added, "build/by-hand.json")
+    more = packages(made.project.text("build/by-hand.json")) - packages(made.project.text("build/sbom.json"))
+    assert more == {"pkg:deb/debian/by-hand@1:2+b3", "pkg:pypi/by-hand@1.2"}

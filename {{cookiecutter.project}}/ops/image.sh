@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the Bento, then the two images, and writes build/image.json, which `make up` and `make deploy` read.
+# Builds the Bento, then the two images, and writes build/image.json, which `make up` and `make deploy` read, and what is in each image:
+# build/sbom.json and build/sbom-loader.json.
 # PUSH=1 also pushes them (REGISTRY_USER and REGISTRY_PASSWORD, if set, log in) and names them by digest from then on.
 . "$(dirname "$0")/lib.sh"
 need_docker
@@ -55,4 +56,6 @@ cat >build/image.json <<JSON
   "revision": "$revision"
 }
 JSON
+.venv/bin/python ops/sbom.py "$repository:$tag" build/sbom.json
+.venv/bin/python ops/sbom.py "$repository-loader:$tag" build/sbom-loader.json
 cat build/image.json
