@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -357,6 +358,60 @@ def test_up_again_keeps_what_is_there(stack: Stack, up: Any) -> None:
     before = stack.passwords(), sorted(stack.ids()), stack.ids("database")
     stack.project.make("up")
     assert (stack.passwords(), sorted(stack.ids()), stack.ids("database")) == before
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """server.pem and clients.pem, as the balancer wants them; client.pem, and stranger.pem of another authority."""
+
+    def make(name: str, *more: str | Path) -> None:
+        words = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-noenc",
+            "-days",
+            "1",
+        ]
+        place = ["-subj", f"/CN={name}", "-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.crt"]
+        subprocess.run([*words, *place, *more], check=True, capture_output=True)
+        pair = [(tmp_path / f"{name}.{kind}").read_text() for kind in ("crt", "key")]
+        (tmp_path / f"{name}.pem").write_text("".join(pair))
+
+    make("authority")
+    for name in ("server", "client"):
+        signed = ["-CA", tmp_path / "authority.crt", "-CAkey", tmp_path / "authority.key"]
+        make(name, *signed, "-addext", "subjectAltName=IP:127.0.0.1")
+    make("stranger")
+    shutil.copy(tmp_path / "authority.crt", tmp_path / "clients.pem")
+    tmp_path.chmod(0o755)
+    return tmp_path
+
+
+def test_callers_from_elsewhere_show_a_certificate(stack: Stack, up: Any, certificates: Path) -> None:
+    port = str(free_port())
+
+    def forecast(name: str) -> Any:
+        trust = ssl.create_default_context(cafile=str(certificates / "authority.crt"))
+        if name:
+            trust.load_cert_chain(certificates / f"{name}.pem")
+        return httpx.get(f"https://127.0.0.1:{port}/v1/forecast", verify=trust).raise_for_status().json()["forecasts"]
+
+    stack.project.make("up", env={"TLS_DIR": str(certificates), "TLS_PORT": port})
+    try:
+        docker("exec", stack.ids("balancer")[0], "haproxy", "-c", "-f", "/usr/local/etc/haproxy/haproxy.cfg")
+        assert forecast("client") == httpx.get(f"{stack.url}/v1/forecast").json()["forecasts"]
+        for name in ("", "stranger"):
+            with pytest.raises(httpx.TransportError):
+                forecast(name)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/v1/forecast").raise_for_status()
+    finally:
+        stack.project.make("up")
 
 
 def test_a_taken_port_is_named_before_anything_starts(stack: Stack) -> None:

@@ -18,8 +18,8 @@ check() {                               # check NAME COMMAND...: one line when a
 }
 
 stack() {                               # the compose file, with stand-ins for what `make up` sets
-  POSTGRES_PASSWORD=x LOADER_PASSWORD=x READER_PASSWORD=x SERVICE_IMAGE=x LOADER_IMAGE=x \
-    docker compose -f ops/compose.yaml --profile once --profile watch --profile kibana --profile follow config --quiet
+  POSTGRES_PASSWORD=x LOADER_PASSWORD=x READER_PASSWORD=x SERVICE_IMAGE=x LOADER_IMAGE=x TLS_DIR=/x \
+    docker compose -f ops/compose.yaml -f ops/tls.yaml --profile once --profile watch --profile kibana --profile follow config --quiet
 }
 
 files() { if [ -e .git ]; then git ls-files -z --cached --others --exclude-standard; else find . -type f -not -path './.*/*' -print0; fi; }

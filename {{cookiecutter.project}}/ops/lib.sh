@@ -29,7 +29,7 @@ export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-$service} BALANCER_PORT=${BA
 export DOCKER_BUILDKIT=1 BUILDKIT_PROGRESS=quiet
 case ,${COMPOSE_PROFILES:-}, in *,watch,*) export ELASTICSEARCH_URL=http://elasticsearch:9200 ;; esac
 
-compose() { docker compose --progress quiet -f ops/compose.yaml "$@"; }
+compose() { docker compose --progress quiet -f ops/compose.yaml ${TLS_DIR:+-f ops/tls.yaml} "$@"; }
 
 need_docker() {
   command -v docker >/dev/null 2>&1 ||
