@@ -39,7 +39,7 @@ bench-gate: .venv/demo.synced  ## Planted faults that the gate must name, and cl
 bench-serve: .venv/demo.synced  ## Requests a second and p99 against bare FastAPI and ONNX Runtime; needs wrk (PAIRS, SECONDS)
 	@benchmarks/in_project.sh benchmarks/serve.py
 
-bench-image: .venv/demo.synced  ## Size and cold start of the image against a bare one's; writes build/bench/image.json (RUNS, CONTAINERIZE=1)
+bench-image: .venv/demo.synced  ## Size and cold start of the image against a bare one's; writes build/bench/image.json (RUNS, CONTAINERIZE=0)
 	@benchmarks/in_project.sh benchmarks/image.py
 
 bench-kafka: .venv/demo.synced  ## A million messages while loaders, broker and claims are shot down, and the delay (MESSAGES, KILLS, LIVE)

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
-from conftest import BakedProject, image
+from conftest import ROOT, BakedProject, image
 from test_stack import Stack, copied, docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.python]
@@ -264,3 +264,13 @@ def test_a_package_added_by_hand_is_in_the_bill_of_materials(made: Made) -> None
     made.project.run(made.project.python, "ops/sbom.py", added, "build/by-hand.json")
     more = packages(made.project.text("build/by-hand.json")) - packages(made.project.text("build/sbom.json"))
     assert more == {"pkg:deb/debian/by-hand@1:2+b3", "pkg:pypi/by-hand@1.2"}
+
+
+def test_every_cold_start_ends_in_the_right_answer(made: Made, tmp_path: Path) -> None:
+    """Three of ours and three of the bare image, in turn, by the benchmark: it stops at a wrong or a missing answer."""
+    env = {"PYTHON_IMAGE": made.base, "RUNS": "3", "CONTAINERIZE": "0", "OUT": str(tmp_path)}
+    made.project.run(made.project.python, ROOT / "benchmarks/image.py", env=env)
+    rows = {one["name"]: one for one in json.loads((tmp_path / "image.json").read_text("utf-8"))}
+    assert rows.keys() == {"size above the base", "cold start, median of 3", "cold start, p95 of 3"}
+    assert rows["size above the base"]["met"] is True
+    assert all(one["value"] > 0 and one["reference_value"] > 0 for one in rows.values())
