@@ -1,4 +1,4 @@
-"""A named list of faults, and a judge: every request gets the right value, or a stand-in that says so, or 503; in time.
+"""A named list of faults, and a judge: every request gets the right value, or a stand-in that says so, or 503 (429); in time.
 
 The faults come by process, socket and file, none by a flag of the service. The control takes the guards away.
 """
@@ -121,9 +121,9 @@ class Judge:
             return f"late: {took:.1f} s"
         if response.headers["x-request-id"] != sent:
             return "the answer of another request"
-        if response.status_code == 503:
+        if response.status_code in {429, 503}:  # 429: the loop was held up for half of its time
             whole = body["request_id"] == sent and "retry-after" in response.headers
-            return "503" if whole else "an unfit 503"
+            return str(response.status_code) if whole else f"an unfit {response.status_code}"
         if response.status_code == 404 and kind == "as of":
             return "404" if self.empty else "404 though there are data"
         if response.status_code != 200:
@@ -246,7 +246,7 @@ def damage(path: Path) -> None:
 
 
 def wrong(found: list[Found]) -> list[str]:
-    fine = {"right", "503", "404"}
+    fine = {"right", "503", "429", "404"}
     return [verdict for verdict, *_ in found if verdict not in fine and not verdict.startswith("degraded: ")]
 
 
