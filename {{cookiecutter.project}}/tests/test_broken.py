@@ -1,4 +1,4 @@
-"""A named list of faults, and a judge: every request gets the right value, or a stand-in that says so, or 503 (429); in time.
+"""A named list of faults, and a judge: every request gets the right value, a stand-in that says so, or 503; in time.
 
 The faults come by process, socket and file, none by a flag of the service. The control takes the guards away.
 """
@@ -34,7 +34,7 @@ from model_service.store.connection import connect
 from model_service.store.migrate import migrate
 from model_service.telemetry.metrics import REASONS
 
-SECONDS, SLACK = 1.0, 2.0  # what a crowded machine may add: the figure is in what the test prints
+SECONDS, SLACK = 1.0, 5.0  # what a crowded machine may add: the figure is in what the test prints
 MODEL = ("model raises", "model hangs", "model gives NaN")
 STORE = ("store refuses", "store is mute", "store is slow", "store is empty")
 AUDIT = ("Elasticsearch refuses", "Elasticsearch is mute")
@@ -76,7 +76,7 @@ class Wire:
                         if not (data := one.recv(65_536)):
                             return
                         if fault and one is far:
-                            time.sleep(0.4)
+                            time.sleep(1.0)
                         (far if one is near else near).sendall(data)
 
     def _far(self) -> socket.socket:
@@ -105,7 +105,7 @@ class Judge:
         at = datetime(2016, 7, 1, tzinfo=UTC) + timedelta(seconds=number)
         began = time.monotonic()
         try:
-            with httpx.Client(base_url=self.server.url, headers=headers, timeout=SECONDS + 2 * SLACK) as client:
+            with httpx.Client(base_url=self.server.url, headers=headers, timeout=SECONDS + SLACK + 1) as client:
                 if kind in ("/v1/predict", "/v1/explain"):
                     response = client.post(kind, json={"instances": [instance]})
                 else:
