@@ -18,7 +18,6 @@ from typing import Any
 
 import confluent_kafka as kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from httpx import BasicAuth
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from model_service.contract import Series
@@ -190,9 +189,9 @@ def _learn(value: bytes | None, schemas: dict[str, str], options: Options, ask: 
         return
     if (number := f"{int.from_bytes(value[1:5], 'big')}") in schemas:
         return
-    with Client(Web(base_url=options.registry, requests_per_second=50), ask.pace, {}) as client:
-        if user := os.environ.get("KAFKA_REGISTRY_USERNAME"):
-            client.http.auth = BasicAuth(user, os.environ.get("KAFKA_REGISTRY_PASSWORD", ""))
+    user, password = (os.environ.get(f"KAFKA_REGISTRY_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    web, login = Web(base_url=options.registry, requests_per_second=50), f"{user}:{password}" if user else ""
+    with Client(web, ask.pace, {}, login) as client:
         answer = client.get(f"/schemas/ids/{number}", {})
     try:
         schemas[number] = "" if answer.status_code == 404 else str(answer.raise_for_status().json()["schema"])
