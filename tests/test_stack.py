@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,22 @@ class Stack:
     def images_served(self) -> set[str]:
         return {docker("inspect", "-f", "{{.Config.Image}}", one).strip() for one in self.ids()}
 
-    def derive(self, name: str, *lines: str) -> str:
+    def derive(self, name: str, *lines: str, of: str = "service") -> str:
         """An image made of the last one and some lines of a Dockerfile."""
         tag = f"localhost:1/{self.name}:{name}"
-        docker("build", "-q", "-t", tag, "-", input="\n".join([f"FROM {self.image()['service']['tag']}", *lines]))
+        docker("build", "-q", "-t", tag, "-", input="\n".join([f"FROM {self.image()[of]['tag']}", *lines]))
         self.made.append(tag)
         return tag
 
     def deploy(self, image: str = "", check: bool = True, **env: str) -> Any:
         more = {"DEPLOY_HOST": "local"} | ({"SERVICE_IMAGE": image} if image else {}) | env
         return self.project.make("deploy", check=check, env=more)
+
+    def loaded(self) -> list[str]:
+        """Names of the files that were loaded, in that order."""
+        question = "SELECT regexp_replace(request->>'file', '.*/', '') FROM load ORDER BY load_id"
+        words = ["exec", self.ids("database")[0], "psql", "-U", "postgres", "-d", "model", "-Atc", question]
+        return docker(*words).split()
 
     def model(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.url}/v1/model").raise_for_status().json())
@@ -115,6 +121,14 @@ def stack(built: BakedProject, workshop: Path) -> Iterator[Stack]:
     stack.project.make("image")
     yield stack
     stack.remove()
+
+
+def eventually(what: Callable[[], Any]) -> None:
+    for _ in range(120):
+        if what():
+            return
+        time.sleep(0.5)
+    pytest.fail("never seen")
 
 
 @contextlib.contextmanager
@@ -338,13 +352,6 @@ def test_the_watch_profile_sees_the_replicas_and_keeps_the_audit_trail(stack: St
         script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
         return json.loads(docker("exec", inside, "python", "-c", script, url))
 
-    def eventually(what: Any) -> None:
-        for _ in range(60):
-            if what():
-                return
-            time.sleep(1)
-        pytest.fail("never seen")
-
     eventually(
         lambda: (
             [one["value"][1] for one in ask("http://prometheus:9090/api/v1/query?query=up")["data"]["result"]]
@@ -538,6 +545,72 @@ def test_two_deployments_do_not_meet(stack: Stack, up: Any) -> None:
         docker("rm", "-f", other)
     assert done.returncode != 0
     assert "another up or deploy is at work" in done.stderr
+
+
+class Publisher:
+    """A web server beside the stack, which its loader may reach; its files were written years ago."""
+
+    def __init__(self, stack: Stack) -> None:
+        server = ["python", "-m", "http.server", "--directory", "/tmp/published", "80"]
+        where = ["--network", f"{stack.name}_outside", "--network-alias", "publisher", "--user", "0"]
+        where += ["--entrypoint", "", stack.image()["loader"]["tag"]]
+        self.id = docker("run", "-d", "--rm", *where, *server).strip()
+
+    def publish(self, name: str, content: str) -> None:
+        write = 'mkdir -p /tmp/published && cat >/tmp/part && touch -d 2016-01-01 /tmp/part && mv /tmp/part "$1"'
+        docker("exec", "-i", self.id, "sh", "-c", write, "sh", f"/tmp/published/{name}", input=content)
+
+    def asked(self, what: str) -> int:
+        return docker("logs", self.id, check=False).count(what)
+
+
+@pytest.fixture
+def publisher(stack: Stack, up: Any) -> Iterator[Publisher]:
+    publisher = Publisher(stack)
+    yield publisher
+    docker("rm", "-f", publisher.id)
+
+
+def stopped(container: str) -> int:
+    """What it ended with; 137: it was killed, for it did not end in time."""
+    docker("stop", container)
+    return int(docker("inspect", "-f", "{{.State.ExitCode}}", container))
+
+
+def test_a_follower_loads_what_is_published_and_goes_on_after_a_stop(
+    stack: Stack, up: Any, publisher: Publisher
+) -> None:
+    """It stays up: that `down` takes it away, too, shows in the test of that."""
+    held, june = stack.project.text("data/us-macro/2016-07-29.csv"), "456978,{},1189"
+    publisher.publish("2016-07-29.csv", held)
+    change = 's|^path = .*|path = "http://publisher/*.csv"\\npoll_seconds = 1|'
+    mend = ["USER root", f"RUN sed -i '{change}' /app/service.toml", "USER 10001:10001"]
+    loader = stack.derive("follows", *mend, of="loader")
+    profiles = ",".join(["follow", *stack.project.env.get("COMPOSE_PROFILES", "").split()])
+    stack.project.make("up", env={"COMPOSE_PROFILES": profiles})
+    (first,) = stack.ids("follower")
+    stack.deploy(LOADER_IMAGE=loader)
+    (follower,) = stack.ids("follower")
+    assert follower != first  # a deployment renews it
+
+    before = stack.loaded()
+    eventually(lambda: publisher.asked('GET /2016-07-29.csv HTTP/1.1" 304'))
+    publisher.publish("2016-08-31.csv", held.replace(june.format(4.9), june.format(4.8)))
+    eventually(lambda: stack.loaded() == [*before, "2016-08-31.csv"])
+    known = httpx.get(f"{stack.url}/v1/forecast").raise_for_status().json()["inputs_known_until"]
+    assert known == "2016-08-31T00:00:00Z"  # the replicas forecast from it at once
+    eventually(lambda: "us_macro: looks again at" in docker("logs", follower, check=False))
+    assert stopped(follower) == 0
+    said = docker("logs", follower, check=False)
+    assert re.search(r"SIGTERM: stops (at once, nothing is being|once us_macro is) loaded\n", said)
+    assert re.search(r"(?m)^stopped\nus_macro: .*\b1 loaded", said)
+
+    publisher.publish("2016-09-30.csv", held.replace(june.format(4.9), june.format(5.0)))
+    docker("start", follower)
+    assert stopped(follower) in {0, 143}  # also before it listens
+    docker("start", follower)
+    eventually(lambda: stack.loaded() == [*before, "2016-08-31.csv", "2016-09-30.csv"])
+    assert publisher.asked('GET /2016-08-31.csv HTTP/1.1" 200') == 1
 
 
 def test_down_leaves_the_volume_and_nothing_else(stack: Stack, up: Any) -> None:

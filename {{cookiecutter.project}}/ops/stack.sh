@@ -99,8 +99,15 @@ deploy() {
       if ! roll "$was" || ! adopt; then fail "and the old image does not come back either: look at the target"; fi
       fail "undone: $was serves"
     fi
+    follow
   fi
   verify
+}
+
+# The follower, where there is one or the profile asks for it, on the loader that was just deployed.
+follow() {
+  case ,${COMPOSE_PROFILES:-}, in *,follow,*) ;; *) [ -n "$(containers follower --all)" ] || return 0 ;; esac
+  compose up --detach --no-deps follower >"$work/log" 2>&1 || fail "deployed, but the follower does not start: $(tail -n 3 "$work/log")"
 }
 
 case ${1:-} in

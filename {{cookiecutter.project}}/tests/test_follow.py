@@ -108,7 +108,7 @@ def test_a_vintage_that_appears_is_loaded_and_a_signal_ends_it(
     assert loaded(url) == [FIRST, SECOND]
     assert result["us_macro"]["loaded"] == 2
     assert copy.says("us_macro: looks every 0.2 seconds")
-    assert copy.says("SIGTERM: stops after what is being loaded")
+    assert copy.says("SIGTERM: stops")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -119,7 +119,7 @@ def test_what_is_being_loaded_at_the_signal_is_loaded_to_its_end_and_no_more(
         copy = following()
         wait_for(lambda: waits(url))
         copy.process.send_signal(number)
-        wait_for(lambda: copy.says("stops after what is being loaded"))
+        wait_for(lambda: copy.says(f"{signal.Signals(number).name}: stops once us_macro is loaded"))
         with pytest.raises(subprocess.TimeoutExpired):
             copy.process.wait(1)
     assert copy.process.wait(60) == 0

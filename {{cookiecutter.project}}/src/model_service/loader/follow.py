@@ -6,6 +6,7 @@ A thread for each source, so that one that fails, rests or waits holds up no oth
 import random
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,14 +107,16 @@ def follow(
     for one in followers:
         say(f"{one.dataset}: {f'looks every {one.every:g} seconds' if one.every else 'follows its stream'}")
     threads = [threading.Thread(target=one, name=one.dataset, daemon=True) for one in followers]
-    with _until_signalled(ended, say):
+    with _until_signalled(ended, followers, say):
         for thread in threads:
             thread.start()
         ended.wait()
-        for one, thread in zip(followers, threads, strict=True):
+        for one in followers:
             with one.turn:
                 pass
-            thread.join(GRACE_SECONDS)
+        ends = time.monotonic() + GRACE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, ends - time.monotonic()))
     for one in followers:
         if one.broke:
             raise one.broke
@@ -121,8 +124,8 @@ def follow(
 
 
 @contextmanager
-def _until_signalled(ended: threading.Event, say: run.Say) -> Iterator[None]:
-    """The first SIGTERM or SIGINT asks for the end, a second one does what it always does."""
+def _until_signalled(ended: threading.Event, followers: list[Follower], say: run.Say) -> Iterator[None]:
+    """The first SIGTERM or SIGINT asks for the end and says what it waits for; a second one does as always."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def restore() -> None:
@@ -131,8 +134,10 @@ def _until_signalled(ended: threading.Event, say: run.Say) -> Iterator[None]:
 
     def end(number: int, _: object) -> None:
         restore()
-        say(f"{signal.Signals(number).name}: stops after what is being loaded")
-        ended.set()
+        ended.set()  # first: from now on nobody begins
+        loading = ", ".join(one.dataset for one in followers if one.turn.locked())
+        when = f"once {loading} is loaded" if loading else "at once, nothing is being loaded"
+        say(f"{signal.Signals(number).name}: stops {when}")
 
     for number in before:
         signal.signal(number, end)
