@@ -173,8 +173,8 @@ class Sdmx:
 
     def _nothing(self, status: int = 0) -> tuple[int, bytes]:
         """One of the faces of "nothing": for this provider, or as it was told."""
-        if self.nothing == "empty":
-            return 200, b""
+        if self.nothing in {"empty", "204"}:
+            return 204 if self.nothing == "204" else 200, b""
         if self.nothing in {"blank row", "header"} or status == 200:
             return 200, _sample("imf_nothing.csv").rstrip() + b"\n" * (2 if self.nothing == "blank row" else 1)
         if self.face == "eurostat":
