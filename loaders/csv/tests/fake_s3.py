@@ -63,6 +63,9 @@ class Bucket:
                 "The request signature we calculated does not match.",
                 f"<AWSAccessKeyId>{KEY}</AWSAccessKeyId>",
             )
+        if fault == "expired":
+            token = headers["X-Amz-Security-Token"]
+            return _error(400, "ExpiredToken", "The provided token has expired.", f"<Token-0>{token}</Token-0>")
         if fault == "denied":
             return _error(403, "AccessDenied", "Access Denied")
         if bucket != self.name:

@@ -637,8 +637,14 @@ def test_no_such_object(stored: Desk) -> None:
 def test_the_key_of_a_bucket_shows_nowhere(
     stored: Desk, bucket: Bucket, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaks = [lambda: bucket.faults.update({"": "denied"}), lambda: monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY[::-1])]
-    assert leaks(stored, caplog, [SECRET], breaks) == []
+    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    breaks = [
+        lambda: bucket.faults.update({"": "denied"}),
+        lambda: bucket.faults.update({"": "expired"}),  # it repeats the token
+        lambda: monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY[::-1]),
+    ]
+    assert leaks(stored, caplog, [SECRET, TOKEN], breaks) == []
+    assert [one["fault"] for one in bucket.log if one["status"] != 200] == ["denied", "expired", "expired"]
 
 
 def test_a_bucket_without_its_package_says_what_to_do(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
