@@ -7,7 +7,7 @@ UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11
 # Without its bytecode kept, every command compiles all of its packages anew: seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-image bench-kafka bench-load bench-asof bench-train lock clean
+.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-image bench-kafka bench-load bench-asof bench-serve bench-train lock clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done

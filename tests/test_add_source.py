@@ -59,7 +59,8 @@ def add(project: BakedProject, source: str, check: bool = True, **env: str) -> A
 
 def own(project: BakedProject) -> dict[str, tuple[bytes, bool]]:
     """Its files, but for the environment and what running leaves."""
-    return {name: one for name, one in project.files().items() if not name.startswith(".venv") and "cache" not in name}
+    left = (".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+    return {name: one for name, one in project.files().items() if not any(part in left for part in name.split("/"))}
 
 
 def refused(project: BakedProject, source: str, status: int = 2, **env: str) -> str:
