@@ -21,7 +21,7 @@ COPY --from=app /app /app
 WORKDIR /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 ENVIRONMENT=production HOME=/tmp
 # The public base has no bytecode of the standard library, and nothing can be written later: what a start imports is compiled now.
-RUN python -c 'import elasticsearch, encodings.idna, model_service.cli, urllib.request, uvicorn; uvicorn.Config("model_service.serving.app:app").load()'
+RUN python -c 'import concurrent.futures.thread, elasticsearch, encodings.idna, model_service.cli, urllib.request, uvicorn; uvicorn.Config("model_service.serving.app:app").load()'
 USER 10001:10001
 EXPOSE 3000
 STOPSIGNAL SIGTERM
