@@ -72,7 +72,7 @@ def unguard() -> None:
         with store.connect(str(settings.database_url())) as connection:
             return question(connection)
 
-    def at_once(self: audit.Audit, identifier: str, when: datetime, document: Any) -> None:
+    def at_once(self: audit.Audit, identifier: str, when: datetime, document: Any, small: bool = False) -> None:
         audit.connect(str(self.url)).bulk(operations=[{"create": {"_index": "now", "_id": identifier}}, document])
 
     def none(self: runtime.Runtime, *_: Any) -> Any:

@@ -33,7 +33,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, 
     before = os.environ.get("DATABASE_URL")
     os.environ["DATABASE_URL"] = DEAD
     runtime = Runtime(contracts.load(made.root / "service.toml"), made.root / "build" / "model")
-    app = Edge(routes.build(runtime), runtime.metrics, LIMIT, Keys(None), runtime.door)
+    app = Edge(routes.build(runtime), runtime.metrics, LIMIT, Keys(None), runtime.door, {"/v1/predict"})
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
     def post(path: str, content: bytes) -> httpx.Response:
