@@ -95,6 +95,7 @@ class Audit:
         self._deadline = time.monotonic() + FLUSH_SECONDS
         self._stopping.set()
         self._thread.join(FLUSH_SECONDS + 1)
+        self._write()  # what came since is counted, too
         if self._queue:
             log.error("audit documents dropped at stop", extra={"ecs": {"event.count": len(self._queue)}})
             self._outcome.labels("dropped").inc(len(self._queue))
