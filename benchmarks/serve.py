@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from image import docker
 from load_report import report, row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,10 +89,6 @@ def elasticsearch() -> Iterator[str]:
         yield url
     finally:
         docker("rm", "-f", "-v", container)
-
-
-def docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def wrk(url: str, connections: int, seconds: int, script: Path | None) -> tuple[float, float]:
