@@ -123,7 +123,7 @@ def asked(folder: Path, seconds: float) -> Iterator[tuple[predictor.Predictor, n
     cache = Cache(1_000_000, counter("cache", "outcome"))
     model = artifact.load(folder / "build" / "model")
     yield (
-        (one := predictor.Predictor(model, Serving(), some(2), cache, seconds)),
+        (one := predictor.Predictor(model, Serving(), some(2), cache, seconds, entrance()[0])),
         np.array([[*made.instance.values()]]),
         made.expected,
     )
@@ -172,6 +172,50 @@ def test_a_run_that_lasts_holds_up_the_loop_only_once(tmp_path: Path) -> None:
 
     with asked(tmp_path, 1.0) as (one, row, _):
         asyncio.run(scene(one, row))
+
+
+async def in_one_turn(one: predictor.Predictor, rows: list[np.ndarray]) -> list[Any]:
+    """What comes of each, asked after a turn in which as many came."""
+    for _ in rows:
+        one.door.enter("/v1/predict")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return await asyncio.gather(*map(one.predict, rows), return_exceptions=True)
+
+
+def test_who_comes_in_the_same_turn_is_answered_by_one_run_each_as_if_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(one: predictor.Predictor, row: np.ndarray) -> None:
+        rows = [row + number / 8 for number in range(12)] + [np.vstack([row, 2 * row])]
+        alone = [await one.predict(few) for few in rows]
+        sizes: list[int] = []
+        ask = one.model.predict
+        monkeypatch.setattr(one.model, "predict", lambda given: sizes.append(len(given)) or ask(given))
+        together = await in_one_turn(one, rows)
+        assert sizes == [14]
+        for made, due in zip(together, alone, strict=True):
+            assert made.tolist() == due.tolist()
+        large = np.repeat(row, predictor.FEW + 1, axis=0)
+        await in_one_turn(one, [large, large])
+        assert sizes[1:] == [predictor.FEW + 1] * 2  # nothing is won by joining these
+
+    with asked(tmp_path, 2.0) as (one, row, _):
+        asyncio.run(scene(one, row))
+
+
+def test_a_row_that_the_model_fails_at_fails_alone_among_those_of_its_turn(tmp_path: Path) -> None:
+    async def scene(one: predictor.Predictor, row: np.ndarray, expected: list[float]) -> None:
+        poisoned, hung = row.copy(), row.copy()
+        poisoned[0, 1], hung[0, 1] = 2 * POISON, HANGS
+        for bad, reason in ((poisoned, "model_failed"), (hung, "model_timeout")):
+            before, failed, after = await in_one_turn(one, [row, bad, row])
+            assert isinstance(failed, Unable) and str(failed) == reason
+            for made in (before, after):
+                assert made[0].tolist() == pytest.approx(expected)
+
+    with asked(tmp_path, 0.8) as (one, row, expected):
+        asyncio.run(scene(one, row, expected))
 
 
 def entrance(seconds: float = 2.0) -> tuple[Door, Counter]:

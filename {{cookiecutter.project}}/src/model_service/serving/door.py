@@ -42,6 +42,7 @@ class Door:
     def __init__(self, seconds: float, drain: float, unanswered: Counter, stop: Callable[[], Awaitable[None]]) -> None:
         self.seconds, self.drain = seconds, drain
         self.inside = 0
+        self.crowd = self._entered = 0  # that came in the last turn of the loop, and in this
         self.stopping = False  # not ready, but answers
         self.asked = -WATCHED_SECONDS  # when somebody asked for readiness
         self._closed = False
@@ -57,6 +58,7 @@ class Door:
             asyncio.get_running_loop().call_soon(self._turned)
         deadline.set(self._turn + self.seconds)
         self.inside += 1
+        self._entered += 1
         if not self._closed and now - self._turn < self.seconds / 2 or path in PROBES:
             return None
         reason = "stopping" if self._closed else "line_slow"
@@ -68,6 +70,7 @@ class Door:
 
     def _turned(self) -> None:
         self._turn = None
+        self.crowd, self._entered = self._entered, 0
 
     def watch(self) -> None:
         """Puts itself before the server's own handler of SIGTERM, where the loop is of the main thread."""

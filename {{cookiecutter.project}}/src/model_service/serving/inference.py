@@ -88,8 +88,7 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         if mistakes := list(_mistakes(given, takes, gives)):
             raise wrong(mistakes)
         rows = _rows(given["inputs"][0], takes, limits.max_instances)
-        strange = runtime.predictor.inputs.outside(rows)
-        values = body.finite(await runtime.predict(rows, strange))
+        values, strange = await runtime.predict(rows)
         output = {"name": gives.name, "shape": list(values.shape), "datatype": gives.datatype}
         answer: dict[str, Any] = {"model_name": name, "model_version": found.version}
         if given.get("id") is not None:

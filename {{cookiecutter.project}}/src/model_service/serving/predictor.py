@@ -1,10 +1,15 @@
-"""The model, asked so that it can fail: in the event loop where it takes but a moment, else in a slot; and in time."""
+"""The model, asked so that it can fail: in the event loop where it takes but a moment, else in a slot; and in time.
 
+Requests that come in the same turn of the loop are asked together: a run's cost lies in its nodes, hardly in its rows.
+"""
+
+import asyncio
+import contextvars
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -14,6 +19,7 @@ from model_service.contract import Serving
 from model_service.features import Floats
 from model_service.serving.body import Inputs
 from model_service.serving.cache import Cache
+from model_service.serving.door import Door
 from model_service.serving.slots import Slots, Unable, bounded
 
 log = logging.getLogger(__name__)
@@ -21,7 +27,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MOMENT_SECONDS = 0.002
 WARY_SECONDS = 60.0
+FEW = 10  # rows of a request that is asked together with others
 NEVER = float("inf")
+
+
+class Made(NamedTuple):
+    """Forecasts [N, H]. `sound`: all are finite, and all inputs, of these and those beside them, as in training."""
+
+    values: Floats
+    sound: bool
 
 
 class Predictor:
@@ -31,10 +45,13 @@ class Predictor:
     the next ones, for WARY_SECONDS: the loop must not wait twice.
     """
 
-    def __init__(self, model: artifact.Model, limits: Serving, slots: Slots, cache: Cache, seconds: float) -> None:
+    def __init__(
+        self, model: artifact.Model, limits: Serving, slots: Slots, cache: Cache, seconds: float, door: Door
+    ) -> None:
         self.model, self.slots, self.seconds = model, slots, seconds
         self.inputs = Inputs(model.inputs, model.card.get("input_range", {}), limits)
-        self._cache = cache
+        self.door, self._cache = door, cache
+        self._waiting: list[tuple[Floats, asyncio.Future[Made | None]]] = []
         self._grace = seconds / 4
         self._row_seconds = _measured(model)
         self._since, self._wary = NEVER, -NEVER
@@ -42,11 +59,14 @@ class Predictor:
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
-    async def predict(self, rows: Floats, until: float | None = None) -> Floats:
-        """Inputs [N, F] to forecasts [N, H], whatever they are, by `until` (monotonic); raises Unable and Full."""
-        until = until or time.monotonic() + self.seconds
-        if (made := self.at_once(rows)) is not None:
-            return made
+    async def predict(self, rows: Floats) -> Floats:
+        """Inputs [N, F] to forecasts [N, H], whatever they are; raises Unable and Full."""
+        until = time.monotonic() + self.seconds
+        made = await self.soon(rows)
+        return made.values if made else await self.in_slot(rows, until)
+
+    async def in_slot(self, rows: Floats, until: float) -> Floats:
+        """As `predict`, by `until` (monotonic)."""
         key = ("predict", self.model.digest, rows.shape, rows.tobytes())
 
         def make() -> Awaitable[Floats]:
@@ -61,14 +81,38 @@ class Predictor:
     def _job(self, rows: Floats) -> Callable[[], Floats]:
         return lambda: self.model.predict(rows)
 
-    def at_once(self, rows: Floats) -> Floats | None:
+    async def soon(self, rows: Floats) -> Made | None:
         """As `predict`, in this thread; None where that may take more than a moment, or did. Raises Unable."""
+        made = None
+        if len(rows) <= FEW and self.door.crowd > 1:
+            loop = asyncio.get_running_loop()
+            if not self._waiting:
+                loop.call_soon(self._together, context=contextvars.Context())  # not of one request
+            self._waiting.append((rows, future := loop.create_future()))
+            made = await future
+        return made or self._at_once(rows)
+
+    def _together(self) -> None:
+        """Answers all that wait; with None where the model does not take them all, as one of them may be the cause."""
+        waiting, self._waiting = self._waiting, []
+        try:
+            made = self._at_once(np.concatenate([rows for rows, _ in waiting]))
+        except Unable:
+            made = None
+        first = 0
+        for rows, future in waiting:
+            if not future.done():
+                future.set_result(made and Made(made.values[first : first + len(rows)], made.sound))
+            first += len(rows)
+
+    def _at_once(self, rows: Floats) -> Made | None:
         if len(rows) * self._row_seconds >= MOMENT_SECONDS or time.monotonic() <= self._wary:
             return None
         artifact.interrupt.set(self._options)
         self._since = started = time.monotonic()
         try:
-            return _told(self._job(rows))
+            values = _told(self._job(rows))
+            return Made(values, bool(np.isfinite(values).all() and not self.inputs.strange(rows).any()))
         except Unable:
             if self._options.terminate:
                 return None

@@ -55,14 +55,13 @@ def build(runtime: Runtime) -> FastAPI:
     @app.post("/v1/predict", **answers.posted("Instances", "Predictions"))
     async def predict(request: Request) -> Response:
         """The target at each horizon for given inputs; /v1/model lists them."""
-        model, inputs = runtime.model, runtime.predictor.inputs
+        model = runtime.model
         content = await body.read(request)
-        rows = inputs.rows(content)
+        rows = runtime.predictor.inputs.rows(content)
         if rows is None:
             given = body.mapping(content, {"instances"}, '{"instances": [{...}]}', limits.max_instances)
             rows = body.instances(given.get("instances"), model.inputs, limits.max_instances)
-        strange = inputs.outside(rows)
-        values = body.finite(await runtime.predict(rows, strange))
+        values, strange = await runtime.predict(rows)
         ahead = [f"horizon_{horizon}" for horizon in model.horizons]
         predictions: list[dict[str, Any]] = [dict(zip(ahead, row, strict=True)) for row in values.tolist()]
         for prediction, names in zip(predictions, strange, strict=True):
@@ -93,8 +92,6 @@ def build(runtime: Runtime) -> FastAPI:
         rows = body.instances(given["instances"], model.inputs, most)
         strange = runtime.predictor.inputs.outside(rows)
         made_of = await runtime.contributions(rows, strange)
-        body.finite(made_of.value)
-        body.finite(made_of.contributions.sum(axis=2))
         explanations: list[dict[str, Any]] = []
         for row, names in enumerate(strange):
             parts = zip(model.horizons, explain.parts(model, made_of, row), strict=True)

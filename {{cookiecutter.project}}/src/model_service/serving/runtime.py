@@ -17,6 +17,7 @@ from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.features import Floats
 from model_service.serving import door
+from model_service.serving.body import finite
 from model_service.serving.cache import Cache
 from model_service.serving.database import Connection, Database
 from model_service.serving.edge import Problem, wrong
@@ -78,8 +79,8 @@ class Runtime:
         gc.freeze()  # what start-up made stays: full collections need not walk it
 
     def _load(self) -> None:
-        model = artifact.load(self._folder)
-        self._predictor = Predictor(model, self.contract.serving, self._slots["model"], self._cache, self._share)
+        model, limits, slots = artifact.load(self._folder), self.contract.serving, self._slots["model"]
+        self._predictor = Predictor(model, limits, slots, self._cache, self._share, self.door)
 
     async def stop(self) -> None:
         """May be called again."""
@@ -179,19 +180,18 @@ class Runtime:
         forecasting.complete(contract, known.row, f"at {forecasting.stamp(known.at)}")
         return known
 
-    async def predict(self, rows: Floats, strange: list[list[str]]) -> Floats:
-        """Inputs [N, F] to forecasts [N, H]; raises Problem 429 and 503.
-
-        What is not finite is the model's failure where the inputs lie in the range of training; else it is returned.
-        """
-        until = time.monotonic() + self._share
+    async def predict(self, rows: Floats) -> tuple[Floats, list[list[str]]]:
+        """Inputs [N, F] to forecasts [N, H], and each row's inputs out of range; raises Problem 422, 429 and 503."""
+        predictor, until = self.predictor, time.monotonic() + self._share
         try:
-            values = self.predictor.at_once(rows)
+            made = await predictor.soon(rows)
         except Unable as unable:
             raise self._unable(unable, "the prediction") from None
-        if values is None:
-            values = await self._answered(self.predictor.predict(rows, until), "the prediction")
-        return self._plausible(values, strange)
+        if made and made.sound:
+            return made.values, [[]] * len(rows)
+        strange = predictor.inputs.outside(rows)
+        values = made.values if made else await self._answered(predictor.in_slot(rows, until), "the prediction")
+        return self._finite(values, strange), strange
 
     async def contributions(self, rows: Floats, strange: list[list[str]]) -> explain.Explained:
         """As `predict`."""
@@ -201,11 +201,9 @@ class Runtime:
         def make() -> Awaitable[explain.Explained]:
             return self.predictor.aside(lambda: explainer.explain(rows))
 
-        kept = self._cache.get(
-            "explain", key, make, lambda one: sum(part.nbytes for part in (rows, *vars(one).values()))
-        )
+        kept = self._cache.get("explain", key, make, lambda it: sum(part.nbytes for part in (rows, *vars(it).values())))
         made = await self._answered(kept, "the explanation")
-        self._plausible(made.contributions.sum(axis=2) + made.value, strange)
+        self._finite(made.contributions.sum(axis=2) + made.value, strange)
         return made
 
     async def explained(
@@ -260,10 +258,11 @@ class Runtime:
         self.metrics.unanswered.labels(str(unable)).inc()
         return Problem(503, f"{what} cannot be made now: {unable}")
 
-    def _plausible(self, values: Floats, strange: list[list[str]]) -> Floats:
-        if not np.isfinite(values).all() and any(not strange[row] for row in np.nonzero(~np.isfinite(values))[0]):
+    def _finite(self, values: Floats, strange: list[list[str]]) -> Floats:
+        """What is not is the model's failure, Problem 503, where the inputs are as in training; else the caller's."""
+        if any(not strange[row] for row in np.flatnonzero(~np.isfinite(values).all(axis=1))):
             raise self._unable(Unable("model_not_finite"), "the prediction")
-        return values
+        return finite(values)
 
     @staticmethod
     def _no_data(error: Exception) -> Problem:
