@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,32 @@ def make_project(folder: Path, **serving: Any) -> Project:
     return made
 
 
-def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
+def challenge(made: Project, weights: np.ndarray | None = None, **odd: float) -> Path:
+    """Puts a challenger of those weights, left out: the champion's, beside the champion; returns its folder.
+
+    odd: an input above `poison` makes it fail, one that is `hangs` makes it hang, `hole` NaN; from row `most` on rows
+    are left out.
+    """
+    declared = contract.load(made.root / "service.toml")
+    folder = made.root / "build" / "model" / artifact.CHALLENGER
+    other = made if weights is None else replace(made, weights=weights)
+    artifact.write(folder, _files(other, declared, **odd), "other")
+    return folder
+
+
+def _files(
+    made: Project, declared: contract.Contract, *, poison: float = POISON, hangs: float = HANGS, hole: float = HOLE,
+    most: int = 1_000_000,
+) -> dict[str, bytes]:  # fmt: skip
     width, ahead = made.weights.shape
     rows = np.random.default_rng(2).normal(size=(3, width))
     model = onnx.parser.parse_model(f"""
         <ir_version: 9, opset_import: ["" : 17]>
         made_up (double[N, {width}] features) => (double[N, {ahead}] forecast)
         <double[{width}, {ahead}] weights = {{{", ".join(map(repr, made.weights.ravel().tolist()))}}},
-         double poison = {{{POISON}}}, double[1] nought = {{0.0}}, double hangs = {{{HANGS}}}, double hole = {{{HOLE}}},
-         double minus = {{-1.0}}, int64 forever = {{4611686018427387904}}, bool on = {{1}}, int64[1] one = {{1}}>
+         double poison = {{{poison}}}, double[1] nought = {{0.0}}, double hangs = {{{hangs}}}, double hole = {{{hole}}},
+         double minus = {{-1.0}}, int64 forever = {{4611686018427387904}}, bool on = {{1}}, int64[1] one = {{1}},
+         int64[1] first = {{0}}, int64[1] most = {{{most}}}>
         {{
             linear = MatMul (features, weights)
             poisoned = Greater (features, poison)
@@ -79,8 +96,8 @@ def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
             whole = Add (linear, nothing)
             hung = Equal (features, hangs)
             rounds = Cast <to = 7> (hung)
-            most = ReduceMax <keepdims = 0> (rounds)
-            count = Mul (most, forever)
+            any = ReduceMax <keepdims = 0> (rounds)
+            count = Mul (any, forever)
             spun = Loop (count, on, nought) <body = turn (int64 i, bool go, double[1] held) =>
                 (bool again, double[1] kept) {{ again = Identity (go)  kept = Identity (held) }}>
             ended = Add (whole, spun)
@@ -88,7 +105,8 @@ def _files(made: Project, declared: contract.Contract) -> dict[str, bytes]:
             nan = Sqrt (minus)
             holes = Where (open, nan, nought)
             torn = ReduceSum <keepdims = 1> (holes, one)
-            forecast = Add (ended, torn)
+            every = Add (ended, torn)
+            forecast = Slice (every, first, most)
         }}""")  # there is one nought: place 1 is an error
     onnx.checker.check_model(model)
     clocks = {"known_at": "2016-07-29T23:59:59.999999Z", "data_version": "sha256:" + "0" * 64}

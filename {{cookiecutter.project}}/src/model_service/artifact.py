@@ -21,6 +21,7 @@ SUMS = "SHA256SUMS"
 REGISTRY = "registry.json"
 DATATYPES = {"tensor(double)": "FP64", "tensor(float)": "FP32", "tensor(int64)": "INT64"}
 REPORT = "report.html"  # of its training, for people; no part of the model
+CHALLENGER = "challenger"  # folder of the one in the shadow; no part of the model either
 interrupt: ContextVar[onnxruntime.RunOptions | None] = ContextVar("interrupt", default=None)
 
 

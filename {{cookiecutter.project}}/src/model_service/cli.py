@@ -161,8 +161,11 @@ examples:
     promote = verb("promote", model.promote, "make a registered model the champion: what the next build contains")
     which = promote.add_mutually_exclusive_group(required=True)
     which.add_argument("version", nargs="?", type=int, help="number in the registry")
-    which.add_argument("--artifact", type=Path, metavar="DIR", help="import the model in DIR and promote it")
-    promote.add_argument("--challenger", action="store_true", help="make it the challenger instead")
+    which.add_argument("--artifact", type=Path, metavar="DIR", help="import the model in DIR and promote it;"
+                       " the challenger is the one in it, or none")  # fmt: skip
+    which.add_argument("--no-challenger", action="store_true", help="retire the challenger")
+    promote.add_argument("--challenger", action="store_true", help="make it the challenger instead: the next build"
+                         " contains it beside the champion, whose answers it is compared with")  # fmt: skip
     promote.add_argument("--sign-off", metavar="NAME", help="who answers for it: needed where gate.sign_off is true")
     back = verb("rollback", model.rollback, "make the champion before this one champion again")
     for one in (promote, back):

@@ -25,6 +25,7 @@ def examine(contract: Contract, connection: Connection, now: datetime) -> list[F
         *_fresh(contract, connection, now),
         *_chunks(connection),
         _champion(connection),
+        *_challenger(connection),
         *_waiting(contract, connection),
         *_live(contract, connection),
     ]
@@ -130,6 +131,22 @@ def _champion(connection: Connection) -> Finding:
             "champion", "look", f"model {champion.version} is the champion, model {built.version} is built: run `build`"
         )
     return _finding("champion", "ok", f"model {champion.version} is the champion and is built")
+
+
+def _challenger(connection: Connection) -> list[Finding]:
+    """What is in the shadow, by the registry and as built; nothing where it is nothing in both."""
+    challenger, folder = registry.challenger(connection), settings.model_folder() / artifact.CHALLENGER
+    if not challenger and not folder.is_dir():
+        return []
+    says = f"model {challenger.version} is the challenger" if challenger else "no model is the challenger"
+    try:
+        built = artifact.load(folder) if folder.is_dir() else None
+    except artifact.ArtifactError as error:
+        return [_finding("challenger", "look", f"{says}, but {error}")]
+    if challenger and built and built.digest == challenger.digest:
+        return [_finding("challenger", "ok", f"{says} and is built")]
+    other = f"model {built.version}" if built else "none"
+    return [_finding("challenger", "look", f"{says}, {other} is built: run `build`")]
 
 
 def _waiting(contract: Contract, connection: Connection) -> list[Finding]:

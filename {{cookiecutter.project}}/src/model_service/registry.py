@@ -1,6 +1,7 @@
 """Models and their life, as rows: what was registered, and every change of its state with who, when, from, to, why."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,16 @@ def champion(connection: Connection) -> Registered | None:
         connection.execute(
             "SELECT version, digest, files, onnx FROM promotion JOIN model USING (version)"
             " ORDER BY promotion_id DESC LIMIT 1"
+        )
+    )
+
+
+def challenger(connection: Connection) -> Registered | None:
+    """The model in the shadow, or None."""
+    return _registered(
+        connection.execute(
+            f"SELECT version, digest, files, onnx FROM ({STATES}) newest JOIN model USING (version)"  # noqa: S608
+            " WHERE state_to = 'challenger'"
         )
     )
 
@@ -140,6 +151,15 @@ def challenge(connection: Connection, version: int, reason: str) -> bool:
     return True
 
 
+def withdraw(connection: Connection, reason: str) -> int | None:
+    """Retires the challenger; returns its version, None where there is none."""
+    with _alone(connection):
+        now = challenger(connection)
+        if now:
+            _move(connection, now.version, "retired", "withdraw", reason)
+    return now.version if now else None
+
+
 def rollback(connection: Connection, reason: str) -> int:
     """Makes the champion before this one champion again; returns its version. Raises ServiceError without one."""
     with _alone(connection):
@@ -156,7 +176,7 @@ def rollback(connection: Connection, reason: str) -> int:
 
 
 def export(connection: Connection, folder: Path) -> Registered:
-    """Writes the champion's files into `folder`, and the report of its training; raises NoModel."""
+    """Writes the champion's files into `folder`, the report of its training, and the challenger's; raises NoModel."""
     found = champion(connection)
     if found is None:
         raise NoModel
@@ -167,6 +187,9 @@ def export(connection: Connection, folder: Path) -> Registered:
     ).fetchone()
     if page:
         (folder / artifact.REPORT).write_text(page[0], "utf-8")
+    shutil.rmtree(folder / artifact.CHALLENGER, ignore_errors=True)
+    if other := challenger(connection):
+        artifact.write(folder / artifact.CHALLENGER, other.files, str(other.version))
     return found
 
 

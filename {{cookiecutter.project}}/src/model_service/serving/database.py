@@ -7,16 +7,19 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from model_service import freshness, live, registry, settings
+from model_service import forecasting, freshness, live, registry, settings
 from model_service.contract import Contract
 from model_service.errors import UsageError
+from model_service.serving.edge import Problem
 from model_service.serving.slots import Slots, Unable, bounded
 from model_service.store import connection as store
+from model_service.store import read
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
+NO_DATA = (forecasting.NoDataYet, forecasting.InputsMissing, read.UnknownDataVersion)
 
 
 class Database:
@@ -52,3 +55,9 @@ class Database:
             "quarantined": freshness.quarantined(connection),
             "live": live.errors(self.contract, connection),
         }
+
+
+def no_data(error: Exception) -> Problem:
+    """404 for one of NO_DATA; it names the first usable date, where there is one."""
+    first = getattr(error, "first_usable", None)
+    return Problem(404, str(error), **({"first_usable": first.date().isoformat()} if first else {}))

@@ -94,6 +94,7 @@ def _model(contract: Contract, trained: dict[str, str]) -> dict[str, Any]:
     names, target = features.inputs(contract), contract.target
     return {
         "service": contract.service.name, "description": contract.service.description, **MODEL, "image_digest": None,
+        "challenger": {"version": "4", "digest": VERSION, "fault": None},
         "max_instances": contract.serving.max_instances, "out_of_range": contract.serving.out_of_range,
         "explain": {"method": "linear", "says": explain.SAYS["linear"], "max_instances": 1000}, "task": "forecast",
         "target": {"series": target.series, "transform": target.transform}, "inputs": names,

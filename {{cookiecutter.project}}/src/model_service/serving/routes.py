@@ -105,7 +105,8 @@ def build(runtime: Runtime) -> FastAPI:
         """The model that answers: what it was made from, how it did, what it takes."""
         model = runtime.model
         names = {"service": service.name, "description": service.description, **model.name,
-                 "image_digest": os.environ.get("IMAGE_DIGEST") or None}  # fmt: skip
+                 "image_digest": os.environ.get("IMAGE_DIGEST") or None,
+                 "challenger": runtime.shadow.told()}  # fmt: skip
         try:
             explainer = await runtime.explainer()
             most = explainer.most(limits.max_instances, limits.timeout_seconds / 2)

@@ -19,11 +19,11 @@ from model_service.features import Floats
 from model_service.serving import door
 from model_service.serving.body import finite
 from model_service.serving.cache import Cache
-from model_service.serving.database import Connection, Database
+from model_service.serving.database import NO_DATA, Connection, Database, no_data
 from model_service.serving.edge import Problem, wrong
 from model_service.serving.predictor import Predictor
+from model_service.serving.shadow import Shadow
 from model_service.serving.slots import Full, Slots, Unable, bounded, in_time
-from model_service.store import read
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import Audit
 from model_service.telemetry.metrics import Metrics
@@ -35,7 +35,6 @@ FRESH_SECONDS = 1.0  # for how long a forecast of now is one of now
 START_SECONDS = 60.0
 SMALL = 10  # predictions, whose record is small
 SHARE = 0.8  # of a request's time that one part of it, database or model, may take
-NO_DATA = (forecasting.NoDataYet, forecasting.InputsMissing, read.UnknownDataVersion)
 T = TypeVar("T")
 
 
@@ -56,7 +55,9 @@ class Runtime:
         self._own = Slots(2, 16, patience, unanswered)  # for what no caller waits for in line: readiness, the refresh
         self.metrics.of_slots(self._slots)
         self._folder = folder
-        self._image = os.environ.get("IMAGE_DIGEST") or None
+        image = {"digest": os.environ.get("IMAGE_DIGEST") or None}
+        self._head = {"service": {"name": contract.service.name}, "image": image}
+        self.shadow = Shadow(folder / artifact.CHALLENGER, self.metrics.registry, self.audit, self._head, self._share)
         self._predictor: Predictor | None = None
         self._explainer: explain.Explainer | None = None
         self._fault = "the model is not loaded yet"
@@ -81,6 +82,7 @@ class Runtime:
     def _load(self) -> None:
         model, limits, slots = artifact.load(self._folder), self.contract.serving, self._slots["model"]
         self._predictor = Predictor(model, limits, slots, self._cache, self._share, self.door)
+        self.shadow.start(model)
 
     async def stop(self) -> None:
         """May be called again."""
@@ -88,6 +90,7 @@ class Runtime:
             self._refresher.cancel()
         if self._predictor:
             self._predictor.stop()
+        self.shadow.stop()
         await asyncio.to_thread(self.audit.stop)
 
     @property
@@ -139,7 +142,7 @@ class Runtime:
             raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
             if explicit:
-                raise self._no_data(error) from None
+                raise no_data(error) from None
             body = self._stand_in(model, "no_data")
         except Unable as unable:
             if explicit:
@@ -165,6 +168,7 @@ class Runtime:
             body = forecasting.told(self.contract, model, known, model.horizons, forecasts)
         except forecasting.NotFinite:
             raise Unable("model_not_finite") from None
+        self.shadow.put(known.row[None, :], forecasts)
         if known_at is None and data_version is None:
             self._last = body
         return body
@@ -188,10 +192,13 @@ class Runtime:
         except Unable as unable:
             raise self._unable(unable, "the prediction") from None
         if made and made.sound:
-            return made.values, [[]] * len(rows)
-        strange = predictor.inputs.outside(rows)
-        values = made.values if made else await self._answered(predictor.in_slot(rows, until), "the prediction")
-        return self._finite(values, strange), strange
+            values, strange = made.values, [[]] * len(rows)
+        else:
+            strange = predictor.inputs.outside(rows)
+            values = made.values if made else await self._answered(predictor.in_slot(rows, until), "the prediction")
+            self._finite(values, strange)
+        self.shadow.put(rows, values)
+        return values, strange
 
     async def contributions(self, rows: Floats, strange: list[list[str]]) -> explain.Explained:
         """As `predict`."""
@@ -225,7 +232,7 @@ class Runtime:
         except forecasting.UnknownHorizon as error:
             raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
-            raise self._no_data(error) from None
+            raise no_data(error) from None
 
     async def explainer(self) -> explain.Explainer:
         """Made at the first question, so that no start waits for it; raises Problem 501 for a model without one."""
@@ -242,8 +249,8 @@ class Runtime:
         self.metrics.predictions.labels(route).inc(count)
         identifier = str(request_id.get())
         document = {
-            "service": {"name": self.contract.service.name}, "http": {"request": {"id": identifier}}, "route": route,
-            "model": self.model.name, "image": {"digest": self._image}, "inputs": inputs, "output": output,
+            **self._head, "http": {"request": {"id": identifier}}, "route": route, "model": self.model.name,
+            "inputs": inputs, "output": output,
         }  # fmt: skip
         self.audit.put(identifier, datetime.now(UTC), document | more, small=count <= SMALL)
 
@@ -263,11 +270,6 @@ class Runtime:
         if any(not strange[row] for row in np.flatnonzero(~np.isfinite(values).all(axis=1))):
             raise self._unable(Unable("model_not_finite"), "the prediction")
         return finite(values)
-
-    @staticmethod
-    def _no_data(error: Exception) -> Problem:
-        first = getattr(error, "first_usable", None)
-        return Problem(404, str(error), **({"first_usable": first.date().isoformat()} if first else {}))
 
     def _stand_in(self, model: artifact.Model, reason: str) -> dict[str, Any]:
         if not self.contract.serving.fallback:

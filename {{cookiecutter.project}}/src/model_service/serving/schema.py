@@ -201,8 +201,10 @@ def _model(names: list[str], horizons: list[int]) -> Schema:
     free: Schema = {"type": ["object", "null"]}
     listed: Schema = {"type": ["array", "null"]}
     explain = shape(method=TEXT, says=TEXT, max_instances=COUNT)
+    challenger = shape(version=MAYBE, digest=MAYBE, fault=MAYBE)
     return shape(
         service=TEXT, description=TEXT, version=TEXT, digest=VERSION, image_digest=MAYBE,
+        challenger={"anyOf": [{"type": "null"}, challenger]},
         max_instances=COUNT, out_of_range={"enum": ["mark", "reject"]}, explain={"anyOf": [{"type": "null"}, explain]},
         task=MAYBE, target={"type": "object", "required": ["series", "transform"]},
         inputs=many({"enum": names}), input_range=free, horizons=many({"enum": horizons}), estimator=MAYBE,

@@ -2,13 +2,14 @@
 
 from argparse import Namespace
 from datetime import UTC, datetime, time
+from pathlib import Path
 from typing import Any
 
 from model_service import settings
 from model_service.contract import Contract
-from model_service.errors import UsageError
+from model_service.errors import ServiceError, UsageError
 from model_service.store.connection import connect, database
-from model_service.verbs import declared, put, record_forecast, say, show
+from model_service.verbs import Connection, declared, put, record_forecast, say, show
 
 
 def train(arguments: Namespace) -> None:
@@ -50,8 +51,10 @@ def _reasons(arguments: Namespace, contract: Contract, url: str) -> tuple[dict[s
 
 
 def promote(arguments: Namespace) -> None:
-    from model_service import registry
+    from model_service import artifact, registry
 
+    if arguments.no_challenger:
+        return _withdraw(arguments)
     reason = f"signed off by {arguments.sign_off}: {arguments.reason}" if arguments.sign_off else arguments.reason
     by_hand = not (arguments.artifact or arguments.challenger)  # an image's model was the champion where it was built
     if by_hand and not arguments.sign_off and declared().gate.sign_off:
@@ -67,9 +70,33 @@ def promote(arguments: Namespace) -> None:
             changed = registry.challenge(connection, version, reason)
         else:
             changed = registry.promote(connection, version, action, reason)
+        if arguments.artifact and not arguments.challenger:
+            _in_the_shadow(connection, arguments.artifact / artifact.CHALLENGER, reason)
     state = "challenger" if arguments.challenger else "champion"
-    put(arguments, {"version": version, "changed": changed},
-           f"model {version} is {'now' if changed else 'already'} the {state}")  # fmt: skip
+    return put(arguments, {"version": version, "changed": changed},
+               f"model {version} is {'now' if changed else 'already'} the {state}")  # fmt: skip
+
+
+def _in_the_shadow(connection: Connection, folder: Path, reason: str) -> None:
+    """The challenger is the one in `folder`, or none; one that is damaged keeps no champion from being promoted."""
+    from model_service import registry
+
+    if not folder.is_dir():
+        registry.withdraw(connection, reason)
+        return
+    try:
+        registry.challenge(connection, registry.register(connection, folder, reason), reason)
+    except ServiceError as error:
+        say(f"no challenger: {error}")
+
+
+def _withdraw(arguments: Namespace) -> None:
+    from model_service import registry
+
+    with database() as url, connect(url, "loader") as connection:
+        version = registry.withdraw(connection, arguments.reason)
+    text = f"model {version} is the challenger no more" if version else "no model is the challenger"
+    put(arguments, {"version": version, "changed": version is not None}, text)
 
 
 def rollback(arguments: Namespace) -> None:
