@@ -1,6 +1,7 @@
 """What becomes of a model is kept: who made it what it is, when, from what, to what and why; also what was refused."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 from conftest import SAMPLE
 from psycopg.conninfo import make_conninfo
-from serving import make_project
+from serving import challenge, make_project
 
 from model_service import artifact, doctor, experiments, forecasting, registry, settings
 from model_service.cli import main
@@ -502,6 +503,56 @@ def test_with_sign_off_a_promotion_needs_a_name(
 def test_a_challenger_is_named_and_the_champion_stays(desk: Callable[..., tuple[int, str]], loader: Connection) -> None:
     assert desk("promote", "2", "--challenger") == (0, "model 2 is now the challenger\n")
     assert registry.states(loader) == {1: "champion", 2: "challenger"}
+
+
+def test_a_challenger_is_built_beside_the_champion_until_it_is_withdrawn(
+    desk: Callable[..., tuple[int, str]], loader: Connection, project: Path
+) -> None:
+    folder = project / "build/model"
+    desk("promote", "2", "--challenger")
+    assert desk("export", str(folder))[0] == 0
+    built = [artifact.read(one)[1] for one in (folder, folder / artifact.CHALLENGER)]
+    assert built == [registry.named(loader, version).digest for version in ("1", "2")]
+    withdrawn = desk("promote", "--no-challenger", "--reason", "no better")
+    assert withdrawn == (0, "model 2 is the challenger no more\n")
+    assert life(loader, 2)[-1] == ("challenger", "retired", "withdraw", "no better")
+    assert desk("promote", "--no-challenger") == (0, "no model is the challenger\n")
+    assert desk("export", str(folder))[0] == 0
+    assert not (folder / artifact.CHALLENGER).exists()
+
+
+def test_an_image_brings_its_challenger_along_and_doctor_says_what_is_in_the_shadow(
+    desk: Callable[..., tuple[int, str]], loader: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_project(tmp_path / "image")
+    folder = made.root / "build/model"
+    monkeypatch.setenv("MODEL_DIR", str(folder))
+
+    def says() -> list[str]:
+        return [line for line in desk("doctor")[1].splitlines() if "challenger: " in line]
+
+    def brings() -> str:
+        code, said = desk("promote", "--artifact", str(folder), "--reason", "deploy")
+        assert code == 0
+        return said
+
+    assert says() == []
+    challenge(made, -made.weights)
+    assert says() == ["look  challenger: no model is the challenger, model other is built: run `build`"]
+    for _ in range(2):
+        brings()
+    assert registry.states(loader) == {1: "retired", 2: "candidate", 3: "champion", 4: "challenger"}
+    assert [to for _, to, _, _ in life(loader, 4)] == ["candidate", "challenger"]
+    assert says() == ["ok    challenger: model 4 is the challenger and is built"]
+    desk("promote", "2", "--challenger")
+    assert says() == ["look  challenger: model 2 is the challenger, model other is built: run `build`"]
+    (folder / artifact.CHALLENGER / "model.onnx").write_bytes(b"damaged")
+    assert "model 2 is the challenger, but model in" in says()[0]
+    assert "no challenger: model in" in brings()
+    shutil.rmtree(folder / artifact.CHALLENGER)
+    brings()
+    assert registry.states(loader) == {1: "retired", 2: "retired", 3: "champion", 4: "retired"}
+    assert says() == []
 
 
 def test_an_image_brings_its_model_along_once(
