@@ -91,6 +91,11 @@ class Stack:
         more = {"DEPLOY_HOST": "local"} | ({"SERVICE_IMAGE": image} if image else {}) | env
         return self.project.make("deploy", check=check, env=more)
 
+    def inside(self, url: str) -> Any:
+        """What a part of the stack that is not bound answers to a replica."""
+        script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+        return json.loads(docker("exec", self.ids()[0], "python", "-c", script, url))
+
     def loaded(self) -> list[str]:
         """Names of the files that were loaded, in that order."""
         question = "SELECT regexp_replace(request->>'file', '.*/', '') FROM load ORDER BY load_id"
@@ -346,19 +351,9 @@ def test_the_watch_profile_sees_the_replicas_and_keeps_the_audit_trail(stack: St
         pytest.skip("prometheus, elasticsearch: no images here")
     for _ in range(5):
         httpx.get(f"{stack.url}/v1/forecast").raise_for_status()
-    inside = stack.ids()[0]
-
-    def ask(url: str) -> Any:
-        script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
-        return json.loads(docker("exec", inside, "python", "-c", script, url))
-
-    eventually(
-        lambda: (
-            [one["value"][1] for one in ask("http://prometheus:9090/api/v1/query?query=up")["data"]["result"]]
-            == ["1", "1"]
-        )
-    )
-    eventually(lambda: ask("http://elasticsearch:9200/_all/_count")["count"] >= 5)
+    up_now = "http://prometheus:9090/api/v1/query?query=up"
+    eventually(lambda: [one["value"][1] for one in stack.inside(up_now)["data"]["result"]] == ["1", "1"])
+    eventually(lambda: stack.inside("http://elasticsearch:9200/_all/_count")["count"] >= 5)
 
 
 def test_up_again_keeps_what_is_there(stack: Stack, up: Any) -> None:
@@ -498,6 +493,29 @@ def test_a_model_that_is_damaged_never_reaches_a_replica(stack: Stack, up: Any) 
     assert done.returncode != 0
     assert "could not be imported; the replicas were not touched" in done.stderr
     assert sorted(stack.ids()) == ids
+
+
+def test_a_challenger_is_deployed_in_the_shadow(stack: Stack, up: Any) -> None:
+    """In the image and in the target's registry; its answers in the audit trail, and to no caller."""
+    before = httpx.get(f"{stack.url}/v1/forecast?as_of=2016-07-01").content
+    stack.project.service("train", "--to", "build/other", "--as-of", "2016-07-01")
+    stack.project.service("promote", "--artifact", "build/other", "--challenger", "--reason", "to be seen first")
+    stack.project.make("image")
+    with callers(stack.url):
+        stack.deploy()
+    champion, challenger = (
+        json.loads(stack.project.text(f"build/{folder}/registry.json"))["digest"] for folder in ("model", "other")
+    )
+    eventually(lambda: stack.model()["challenger"]["fault"] is None)
+    told = stack.model()
+    assert (told["digest"], told["challenger"]["digest"]) == (champion, challenger)
+    listed = docker("exec", stack.ids()[0], "python", "-m", "model_service", "models", "list", "--json")
+    states = {one["digest"]: one["state"] for one in json.loads(listed)}
+    assert (states[champion], states[challenger]) == ("champion", "challenger")
+    assert httpx.get(f"{stack.url}/v1/forecast?as_of=2016-07-01").content == before
+    if "COMPOSE_PROFILES" in stack.project.env:
+        shadow = "http://elasticsearch:9200/model-audit-*/_count?q=kind:shadow"
+        eventually(lambda: stack.inside(shadow)["count"] > 0)
 
 
 @contextlib.contextmanager

@@ -12,18 +12,20 @@ facts=$(.venv/bin/python - <<'EOP'
 import json
 from pathlib import Path
 registered, card = (json.loads(Path("build/model", name).read_text("utf-8")) for name in ("registry.json", "card.json"))
-print(registered["digest"], card["trained_as_of"]["data_version"])
+other = Path("build/model/challenger/registry.json")
+print(registered["digest"], card["trained_as_of"]["data_version"],
+      json.loads(other.read_text("utf-8"))["digest"] if other.is_file() else "")
 EOP
 )
-read -r model data <<<"$facts"
+read -r model data challenger <<<"$facts"
 # A commit only when this folder is itself the top of a repository, not merely inside one.
 revision=uncommitted time=0
 if [ "$(git rev-parse --show-toplevel 2>/dev/null || true)" = "$(pwd -P)" ] && commit=$(git rev-parse --verify --quiet HEAD); then
   revision=$commit$(git diff --quiet HEAD -- . || echo -dirty)
   time=$(git log -1 --format=%ct)
 fi
-short=${model#sha256:}
-tag=$(echo "$revision" | cut -c1-12)$(case $revision in *-dirty) echo -dirty ;; esac)-${short:0:12}
+short=${model#sha256:} beside=${challenger#sha256:}
+tag=$(echo "$revision" | cut -c1-12)$(case $revision in *-dirty) echo -dirty ;; esac)-${short:0:12}${beside:+-${beside:0:12}}
 
 # The same inputs give the same files; BuildKit from 0.13 on takes their times from the commit, too, so that the digest is the same.
 build() {

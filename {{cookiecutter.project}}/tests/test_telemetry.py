@@ -20,7 +20,7 @@ import httpx
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, Counter
-from serving import ROOT, SAMPLE, answers, free_port, make_project, serve, wait_for
+from serving import ROOT, SAMPLE, answers, challenge, free_port, make_project, serve, wait_for
 
 from model_service import registry
 from model_service.contract import Contract
@@ -211,9 +211,29 @@ def test_every_answer_is_stored_once_in_a_real_server(
     assert strange.status_code == 400  # the mapping is strict
 
 
-def _stored(url: str) -> int:
+def test_a_challengers_records_are_found_in_a_real_server_once_a_request(
+    elasticsearch: str, contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_project(tmp_path)
+    challenge(made, -made.weights)
+    monkeypatch.setenv("ELASTICSEARCH_URL", elasticsearch)
+    monkeypatch.setenv("PROJECT_ROOT", str(made.root))
+    audit.install(contract)
+    asked = [*(f"{tmp_path.name}-{number}" for number in range(20)), f"{tmp_path.name}-0"]  # the last is a retry
+    with serve(made, "uvicorn", ELASTICSEARCH_URL=elasticsearch) as server, httpx.Client(base_url=server.url) as client:
+        digest = wait_for(lambda: client.get("/v1/model").json()["challenger"]["digest"])
+        for identifier in asked:
+            client.post("/v1/predict", json={"instances": [made.instance]}, headers={"x-request-id": identifier})
+        fates = ("stored", "duplicate", "rejected", "dropped")
+        fate = {name: f'audit_documents_total{{outcome="{name}"}}' for name in fates}
+        wait_for(lambda: sum(server.metrics()[one] for one in fate.values()) == 2 * len(asked), 60)
+        assert [server.metrics()[one] for one in fate.values()] == [40, 2, 0, 0]
+    assert _stored(elasticsearch, f"kind:shadow AND difference:>0 AND challenger.digest:%22{digest}%22") == 20
+
+
+def _stored(url: str, query: str = "*") -> int:
     httpx.post(f"{url}/model-audit-*/_refresh")
-    return int(httpx.get(f"{url}/model-audit-*/_count").json()["count"])
+    return int(httpx.get(f"{url}/model-audit-*/_count?q={query}").json()["count"])
 
 
 def test_install_says_what_is_missing(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     known.add_argument("series", nargs="*", metavar="SERIES")
     _clocks(known)
     _model_words(verb)
-    export = verb("export", model.export, "write the champion's files into a folder")
+    export = verb("export", model.export, "write the champion's files into a folder, and the challenger's")
     export.add_argument("folder", type=Path)
     forecast = verb("forecast", model.forecast, "forecast with the champion")
     _clocks(forecast)

@@ -113,8 +113,7 @@ class Shadow:
 
     def put(self, rows: Floats, values: Floats) -> None:
         """Asks it what this request asked, [N, F], and was answered by `values` [N, H]. Never waits, never raises."""
-        identifier = request_id.get()
-        if not self._open or identifier is None:  # what no request asked is not compared
+        if not self._open or (identifier := request_id.get()) is None:  # what no request asked is not compared
             return
         if 0 < self._given - self._taken > MOST - len(rows):
             self._questions.labels("line_full").inc()
