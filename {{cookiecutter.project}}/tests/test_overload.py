@@ -225,6 +225,32 @@ def entrance(seconds: float = 2.0) -> tuple[Door, Counter]:
     return Door(seconds, 0.0, unanswered, nothing), unanswered
 
 
+def test_work_is_given_up_where_a_requests_time_ends_and_is_told_so() -> None:
+    async def scene() -> None:
+        heard: list[str] = []
+
+        async def work(*waits: float) -> str:
+            try:
+                for seconds in waits:
+                    await asyncio.sleep(seconds)
+            except BaseException as error:
+                heard.append(type(error).__name__)
+                raise
+            return "done"
+
+        ours, _ = entrance(3.0)
+        ours.enter("/v1/predict")
+        assert [await door.in_time(work(*waits)) for waits in ((), (0.01,), (0, 0.01, 0))] == ["done"] * 3
+        with pytest.raises(ZeroDivisionError):
+            await door.in_time(slots.bounded(some(1), 9, "late", lambda: 1 // 0))
+        for waits in ((60,), (0.01, 60)):
+            with pytest.raises(TimeoutError):
+                await door.in_time(work(*waits))
+        assert heard == ["CancelledError"] * 2
+
+    asyncio.run(scene())
+
+
 def test_who_waited_half_its_time_for_the_loop_is_sent_away_and_probes_are_not() -> None:
     async def scene() -> None:
         ours, unanswered = entrance(0.2)

@@ -17,6 +17,5 @@ contract = contracts.load(settings.root() / settings.CONTRACT)
 telemetry.configure(contract.service.name)
 state = Runtime(contract, settings.model_folder())
 api = routes.build(state)
-app = Edge(
-    api, state.metrics, contract.serving.max_body_bytes, Keys(os.environ.get("API_KEYS")), state.door, {"/v1/predict"}
-)
+hot = {"/v1/predict", "/v1/forecast"}
+app = Edge(api, state.metrics, contract.serving.max_body_bytes, Keys(os.environ.get("API_KEYS")), state.door, hot)

@@ -1,10 +1,8 @@
 """What comes in: the body of a request, the instances in it, and which of their inputs training never saw."""
 
-import asyncio
 import json
 import math
-import types
-from collections.abc import Coroutine, Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from typing import Annotated, Any
 
@@ -30,15 +28,8 @@ async def read(request: Request, any_type: bool = False) -> bytes:
     kind = dict(request.scope["headers"]).get(b"content-type", JSON).partition(b";")[0].strip().lower()
     if kind != JSON and not any_type:
         raise Problem(415, f"the body is {kind.decode('latin-1')}: send application/json")
-    reading = _whole(request.receive)
     try:
-        waits = reading.send(None)
-    except StopIteration as ended:  # it came with the head, as most do; a timeout would cost a tenth of a prediction
-        content: bytes = ended.value
-        return content
-    try:
-        async with asyncio.timeout(door.left()):
-            return await _resumed(reading, waits)
+        return await door.in_time(_whole(request.receive))
     except TimeoutError:
         raise Problem(408, "the body did not arrive in time: send it faster, or less of it") from None
 
@@ -53,14 +44,6 @@ async def _whole(receive: Receive) -> bytes:
         parts.append(part.get("body", b""))
         if not part.get("more_body", False):
             return b"".join(parts)
-
-
-@types.coroutine
-def _resumed(begun: Coroutine[Any, Any, bytes], waits: Any) -> Generator[Any, Any, bytes]:
-    """Goes on with what has taken its first step, and waits."""
-    yield waits
-    content: bytes = yield from begun
-    return content
 
 
 def mapping(body: bytes, known: set[str], form: str, limit: int) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def install(app: FastAPI) -> None:
 class Edge:
     """Wraps the app; whoever reads a body above `limit` bytes gets Problem 413 raised, and 401 who has no key.
 
-    `hot`: paths of POST whose endpoints take the request alone. They are called from here: FastAPI's way to them takes
-    longer than the prediction.
+    `hot`: paths whose endpoints need the request alone. Without a query they are called from here: FastAPI's way to
+    them takes longer than the prediction.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class Edge:
         self.app = app
         self.door = door
         self._requests = Requests(app.title, log, metrics)
-        routes = [route for route in app.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
-        self._hot = {route.path: route for route in routes if route.path in hot}
+        routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path in hot]
+        self._hot = {(method, route.path): route for route in routes for method in route.methods or ()}
         self.keys = allowed
         self.metrics = metrics
         for name in (*allowed.names, "refused") if allowed.names else ():
@@ -157,7 +157,7 @@ class Edge:
                 await (await _answer(Request(scope), Problem(*refusal)))(scope, receive, answer)
             elif self._owner(scope, headers) is None:
                 await (await _answer(Request(scope), Unknown()))(scope, receive, answer)
-            elif (hot := self._hot.get(scope["path"])) and scope["method"] == "POST":
+            elif (hot := self._hot.get((scope["method"], scope["path"]))) and not scope["query_string"]:
                 await self._call(hot, scope, self._bounded(receive), answer)
             else:
                 await self.app(scope, self._bounded(receive), answer)
@@ -172,7 +172,7 @@ class Edge:
 
     @staticmethod
     async def _call(route: APIRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        """What FastAPI does for an endpoint without parameters, errors included."""
+        """What FastAPI does for an endpoint to which no parameters are given, errors included."""
         scope["route"], request = route, Request(scope, receive)
         try:
             response = await route.endpoint(request)

@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,12 +192,11 @@ class Runtime:
         except Unable as unable:
             raise self._unable(unable, "the prediction") from None
         if made and made.sound:
-            values, strange = made.values, [[]] * len(rows)
-        else:
-            strange = predictor.inputs.outside(rows)
-            values = made.values if made else await self._answered(predictor.in_slot(rows, until), "the prediction")
-            self._finite(values, strange)
-        self.shadow.put(rows, values)
+            self.shadow.put(rows, made.values)
+            return made.values, [[]] * len(rows)
+        strange = predictor.inputs.outside(rows)
+        values = made.values if made else await self._answered(predictor.in_slot(rows, until), "the prediction")
+        self.shadow.put(rows, self._finite(values, strange))
         return values, strange
 
     async def contributions(self, rows: Floats, strange: list[list[str]]) -> explain.Explained:
@@ -254,7 +253,7 @@ class Runtime:
         }  # fmt: skip
         self.audit.put(identifier, datetime.now(UTC), document | more, small=count <= SMALL)
 
-    async def _answered(self, answer: Awaitable[T], what: str) -> T:
+    async def _answered(self, answer: Coroutine[Any, Any, T], what: str) -> T:
         """`answer`, in time; raises Problem 503 where it cannot be made."""
         try:
             return await in_time(answer)
@@ -280,7 +279,7 @@ class Runtime:
         log.warning("degraded answer", extra={"ecs": {"event.reason": reason, "event.action": source}})
         return forecasting.degraded(model, held, reason, source)
 
-    def _aside(self, job: Callable[[], T]) -> Awaitable[T]:
+    def _aside(self, job: Callable[[], T]) -> Coroutine[Any, Any, T]:
         return bounded(self._own, self._share, "timeout", job)
 
     async def _refresh(self) -> None:

@@ -8,8 +8,8 @@ import asyncio
 import contextlib
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import onnxruntime
 from prometheus_client import Counter
@@ -117,10 +117,9 @@ async def bounded(slots: Slots, seconds: float, late: str, job: Callable[[], T])
         raise Unable(late) from None
 
 
-async def in_time(answer: Awaitable[T]) -> T:
+async def in_time(answer: Coroutine[Any, Any, T]) -> T:
     """`answer`; raises Unable where this request's time ends before."""
     try:
-        async with asyncio.timeout(door.left()):
-            return await answer
+        return await door.in_time(answer)
     except TimeoutError:
         raise Unable("timeout") from None
