@@ -24,7 +24,7 @@ from psycopg.conninfo import make_conninfo
 from schemathesis import GenerationMode
 from schemathesis.core.failures import FailureGroup
 from serving import Project, Server, make_project, serve
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 CASES = int(os.environ.get("CASES", "600"))
 CHECKS = [
@@ -78,8 +78,10 @@ def test_the_client_of_triton_finds_the_model_and_gets_its_forecasts(made: Proje
         assert client.get_server_metadata()["name"] == name
         told = client.get_model_metadata(name)
         (takes,), (gives,) = told["inputs"], told["outputs"]
-        assert (takes["name"], gives["name"]) == (graph.get_inputs()[0].name, graph.get_outputs()[0].name)
-        assert takes["shape"] == [-1, graph.get_inputs()[0].shape[1]]
+        for one, due in ((takes, graph.get_inputs()), (gives, graph.get_outputs())):
+            (tensor,) = due
+            assert (tensor.type, one["name"], one["shape"]) == ("tensor(double)", tensor.name, [-1, tensor.shape[1]])
+            assert one["datatype"] == np_to_triton_dtype(np.float64)
         given = triton.InferInput(takes["name"], list(rows.shape), takes["datatype"])
         given.set_data_from_numpy(rows, binary_data=False)
         wanted = triton.InferRequestedOutput(gives["name"], binary_data=False)

@@ -20,6 +20,7 @@ DETAILS = {
     501: "model 3 was trained before there were explanations: train it again",
     503: "the prediction cannot be made now: model_timeout",
 }
+TEXTS = {"text/html": "<!doctype html><title>...</title>", "text/plain": 'predictions_total{route="/v1/predict"} 1.0\n'}
 MODEL = {"version": "3", "digest": VERSION}
 
 

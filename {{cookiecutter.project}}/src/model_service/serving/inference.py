@@ -43,7 +43,7 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         """The process answers."""
         return as_json({"live": True})
 
-    @app.get("/v2/health/ready", response_class=Response, responses=answers("ServerReady", 503, form="Error"))
+    @app.get("/v2/health/ready", response_class=Response, responses=answers("ServerReady", 429, 503, form="Error"))
     async def ready() -> Response:
         """The model is whole, as at /readyz."""
         await runtime.check()

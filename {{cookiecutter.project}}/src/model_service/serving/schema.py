@@ -11,6 +11,7 @@ from starlette.responses import Response
 from model_service import features
 from model_service.contract import Contract
 from model_service.serving import examples, keys
+from model_service.serving.door import PROBES
 from model_service.serving.edge import MAX_MISTAKES
 
 Schema = dict[str, Any]
@@ -58,7 +59,8 @@ class Answers:
         return {200: good, **self.errors(statuses, form)}
 
     def text(self, kind: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
-        good = {"description": "Answered", "content": {kind: {"schema": TEXT}}, "headers": REQUEST_ID}
+        content = {kind: {"schema": TEXT, "example": examples.TEXTS[kind]}}
+        good = {"description": "Answered", "content": content, "headers": REQUEST_ID}
         return {200: good, **self.errors(statuses, "Problem")}
 
     def posted(self, takes: str, gives: str, *statuses: int, form: str = "Problem") -> dict[str, Any]:
@@ -104,10 +106,14 @@ def install(app: FastAPI, contract: Contract) -> Answers:
             known = parameters(contract)
             made["components"]["securitySchemes"] = {"ApiKey": {"type": "apiKey", "in": "header", "name": keys.HEADER}}
             for path, operation in ((path, one) for path, ways in made["paths"].items() for one in ways.values()):
+                # Without FastAPI's own 422, for parameters of which any text will do.
+                operation["responses"] = {code: one for code, one in operation["responses"].items() if "headers" in one}
+                anywhere = () if path in PROBES else (429, 503)
                 if path.startswith(keys.GUARDED):  # where API_KEYS is set
-                    operation["security"] = [{}, {"ApiKey": []}]
-                    form = "Error" if path.startswith("/v2") else "Problem"
-                    operation["responses"]["401"] = Answers.errors((401,), form)[401]
+                    operation["security"], anywhere = [{}, {"ApiKey": []}], (401, *anywhere)
+                for status in anywhere:
+                    answer = Answers.errors((status,), "Error" if path.startswith("/v2") else "Problem")[status]
+                    operation["responses"].setdefault(str(status), answer)
                 for parameter in operation.get("parameters", ()):
                     parameter |= known[parameter["name"]]
             app.openapi_schema = made
