@@ -36,7 +36,7 @@ bench-train: .venv/demo.synced  ## Memory of training with 1,000 series against 
 bench-gate: .venv/demo.synced  ## Planted faults that the gate must name, and clean retrains; writes build/bench/gate.json (ARGS=--quick)
 	@benchmarks/in_project.sh benchmarks/gate.py $(ARGS)
 
-bench-serve: .venv/demo.synced  ## Requests a second and p99 against bare FastAPI and ONNX Runtime; needs wrk (PAIRS, SECONDS)
+bench-serve: .venv/demo.synced  ## Requests a second and p99 against bare FastAPI and ONNX Runtime, and others; needs wrk (PAIRS, SECONDS, TURNS=0)
 	@benchmarks/in_project.sh benchmarks/serve.py
 
 bench-image: .venv/demo.synced  ## Size and cold start of the image against a bare one's; writes build/bench/image.json (RUNS, CONTAINERIZE=0)
@@ -52,6 +52,7 @@ lock: .venv/demo.synced  ## Write requirements/*.txt anew from pyproject.toml
 	@$(UV_COMPILE) --group test -o requirements/test.txt
 	@$(UV_COMPILE) --group demo -c requirements/test.txt -o requirements/demo.txt
 	@$(UV_COMPILE) --group published -c '{{cookiecutter.project}}/requirements/dev.txt' -o requirements/published.txt
+	@for other in bentoml mlserver mlflow; do $(UV_COMPILE) --group $$other -o requirements/$$other.txt || exit 1; done
 
 clean:  ## Remove build/ and .venv
 	rm -rf build .venv

@@ -2,38 +2,42 @@
 
 Both answer for the same model on one core, asked by `wrk` on the others, in turn: PAIRS=7 times SECONDS=4 a case; the
 median of the pairs' ratios judges. The trail goes to a live Elasticsearch, and before the next turn every answer must
-be there, once. Writes build/bench/serve.json. Needs wrk, Docker and ELASTICSEARCH_IMAGE.
+be there, once. Beside them what else serves the model, in TURNS=3 shorter pairs a case (0 leaves it out), and where the
+time of a request goes. Writes build/bench/serve.json. Needs wrk, Docker and ELASTICSEARCH_IMAGE.
 """
 
 import json
+import math
 import os
-import re
 import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
-from image import docker
+import serve_others
 from load_report import report, row
+from serve_profile import STAGES
+from serve_run import Bench, Failed, Report, Side, elasticsearch, server, wrk
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = Path(os.environ.get("OUT", ROOT / "build/bench"))
-PAIRS, SECONDS = int(os.environ.get("PAIRS", "7")), int(os.environ.get("SECONDS", "4"))
-ROUTES = ("/v1/predict", "/v1/forecast")
+HERE = Path(__file__).resolve().parent
+OUT = Path(os.environ.get("OUT", HERE.parent / "build/bench"))
+PAIRS, SECONDS, TURNS = (
+    int(os.environ.get(name) or usual) for name, usual in (("PAIRS", 7), ("SECONDS", 4), ("TURNS", 3))
+)
 BARE = "bare FastAPI and ONNX Runtime: uvicorn, uvloop, httptools, no access log"
 GOAL = 1.5
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-PIN = len(CORES) > 1 and shutil.which("taskset") is not None
-SERVER, CLIENT = (["taskset", "-c", ",".join(map(str, one))] if PIN else [] for one in (CORES[:1], CORES[1:]))
-SCRIPT = 'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\nwrk.body = [==[{}]==]\n'
+CASES = [(size, connections) for size in (1, 100) for connections in (1, 16, 64)]
+COLD = """local n = 0
+request = function()
+  n = n + 1
+  return wrk.format("GET", string.format("/v1/forecast?as_of={}.%06dZ", n))
+end
+"""
 Instance = dict[str, Any]
 BAD: dict[str, Callable[[Instance], list[Instance]]] = {  # what both must refuse
     "another input": lambda one: [one | {"more": 1.0}],
@@ -46,104 +50,88 @@ BAD: dict[str, Callable[[Instance], list[Instance]]] = {  # what both must refus
 }
 
 
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with suppress(httpx.TransportError):
-            if condition():
-                return
-        time.sleep(0.1)
-    sys.exit(f"{what}: not within {seconds} seconds")
+def lasts(size: int, seconds: int) -> int:
+    """Seconds of a turn: a hundred rows make a wide trail."""
+    return seconds if size == 1 else max(1, seconds // 2)
 
 
-@contextmanager
-def server(*command: str, folder: Path, **environment: str) -> Iterator[str]:
-    """URL of a server on the first core, for as long as the block runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with (folder / f"{port}.log").open("wb") as log:
-        started = subprocess.Popen([*SERVER, *(one.replace("PORT", port) for one in command)], cwd=folder, stdout=log,
-                                   stderr=log, env=inherited | environment | {"PORT": port})  # fmt: skip
+def predictions(bench: Bench, name: str, one: Instance, other: str, url: str, asks: Callable[[int], dict[str, Any]],
+                seconds: int, pairs: int, goal: float | None = None) -> Report:  # fmt: skip
+    """Every case, against who takes `asks(size)` at `url` for as many rows."""
+    rows: Report = []
+    for size, connections in CASES:
+        mine = Side("ours", f"{bench.ours}/v1/predict", bench.posted(f"ours-{size}", asked(one, size)))
+        theirs = Side(other, url, bench.posted(f"theirs-{size}", asks(size)))
+        what = f"{name}, {size} x {len(one)}, {connections} connections"
+        rows += bench.compare(what, mine, theirs, connections, lasts(size, seconds), pairs, goal)
+    return rows
+
+
+def asked(one: Instance, size: int) -> dict[str, Any]:
+    return {"instances": [one] * size}
+
+
+def forecasts(bench: Bench, bare: str) -> Report:
+    """From the cache; and cold, each by a clock of its own; against an app that returns stored bytes."""
+    url, cold = f"{bench.ours}/v1/forecast", bench.folder / "cold.lua"
+    cold.write_text(COLD.format(httpx.get(url).json()["as_of"]["known_at"][:19]))
+    stored = Side(BARE, f"{bare}/v1/forecast")
+    return [
+        row
+        for name, script, connections in (("from the cache", None, 16), ("cold", cold, 1))
+        for row in bench.compare(f"/v1/forecast, {name}, {connections} connections", Side("ours", url, script), stored,
+                                 connections, SECONDS, PAIRS)
+    ]  # fmt: skip
+
+
+def others(bench: Bench, model: Path, one: Instance) -> Report:
+    """What else serves the model; where one cannot, that is said, and the next one follows."""
+    rows: Report = []
+    values = list(one.values())
+    due = list(httpx.post(f"{bench.ours}/v1/predict", json=asked(one, 1)).json()["predictions"][0].values())
+    for other in serve_others.OTHERS if TURNS else ():
+        bench.tell(f"{other.name} is made ready")
         try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(lambda: started.poll() is not None or httpx.get(f"{url}/docs").is_success, 60, " ".join(command))
-            if started.poll() is not None:
-                sys.exit(f"{' '.join(command)} ended:\n{Path(log.name).read_text()[-2_000:]}")
-            yield url
-        finally:
-            started.terminate()
-            started.wait(20)
+            home = serve_others.installed(other, OUT / "servers", model, bench.folder)
+            env = serve_others.environment(home, model, bench.folder)
+            with server(*other.command, folder=bench.folder, ready=other.ready, **env) as url:
+                (made,) = other.tells(httpx.post(f"{url}{other.path}", json=other.asks([values])).json())
+                if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(made, due, strict=True)):
+                    raise Failed(f"it answers {made}, and not {due}")
+                asks = {size: other.asks([values] * size) for size, _ in CASES}
+                rows += predictions(bench, f"beside {other.name}", one, other.says, f"{url}{other.path}",
+                                    asks.__getitem__, max(1, SECONDS // 2), TURNS)  # fmt: skip
+        except (Failed, httpx.HTTPError) as error:
+            print(f"\n{other.says}: left out: {error}", file=sys.stderr)
+            rows.append(row(f"{other.name} was NOT MEASURED", 0, ""))
+    return rows
 
 
-@contextmanager
-def elasticsearch() -> Iterator[str]:
-    image = os.environ.get("ELASTICSEARCH_IMAGE", "docker.elastic.co/elasticsearch/elasticsearch:9.5.3")
-    settings = ["discovery.type=single-node", "xpack.security.enabled=false", "ES_JAVA_OPTS=-Xms1g -Xmx1g"]
-    options = [part for one in settings for part in ("-e", one)]
-    container = docker("run", "-d", "--rm", "-p", "127.0.0.1:0:9200", *options, image)
-    try:
-        url = f"http://{docker('port', container, '9200').splitlines()[0]}"
-        wait_for(lambda: httpx.get(url).is_success, 120, "Elasticsearch")
-        yield url
-    finally:
-        docker("rm", "-f", "-v", container)
+def profile(bench: Bench, one: Instance, sides: dict[str, dict[str, str]]) -> Report:
+    """Where the time of a request goes, of ours and of the reference, each alone and under load."""
+    rows: Report = []
+    for size in (1, 100):
+        script, told = bench.posted(f"ours-{size}", asked(one, size)), []
+        for side, env in sides.items():
+            bench.tell(f"where the time of {side} goes, {size} x {len(one)}")
+            command = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE), "--factory", f"serve_profile:{side}"]
+            with server(*command, "--port", "PORT", "--no-access-log", "--log-level", "warning", folder=bench.folder,
+                        **env) as url:  # fmt: skip
+                for _ in range(2):  # the first warms up
+                    httpx.get(f"{url}/profile")
+                    wrk(f"{url}/v1/predict", 16, lasts(size, SECONDS), script)
+                told.append(httpx.get(f"{url}/profile").json())
+        mine, theirs = ({**each, "together": sum(each.values())} for each in told)
+        rows += [row(f"time of {size} x {len(one)}: {stage}", mine[stage], "us", BARE, round(theirs[stage]))
+                 for stage in (*STAGES, "together")]  # fmt: skip
+    return rows
 
 
-def wrk(url: str, connections: int, seconds: int, script: Path | None) -> tuple[float, float]:
-    """Requests a second, and p99 in ms; stops at an answer that is not good."""
-    how = ["-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency"]
-    command = [*CLIENT, "wrk", *how, *(["-s", str(script)] if script else []), url]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    if re.search("Non-2xx|Socket errors", said):
-        sys.exit(f"{url} did not answer as it should:\n{said}")
-    number, unit = re.findall(r"99%\s+([\d.]+)(us|ms|s)\b", said)[0]
-    rate = re.findall(r"Requests/sec:\s+([\d.]+)", said)[0]
-    return float(rate), float(number) * {"us": 1e-3, "ms": 1, "s": 1e3}[unit]
-
-
-def counted(url: str, name: str, label: str, only: str = "") -> dict[str, int]:
-    """A counter of /metrics, summed by the values of a label; `only` those whose labels hold this text."""
-    found: dict[str, int] = {}
-    for labels, value in re.findall(rf"^{name}{{(.*{only}.*)}} (\S+)$", httpx.get(f"{url}/metrics").text, re.M):
-        which = dict(re.findall(r'(\w+)="([^"]*)"', labels))[label]
-        found[which] = found.get(which, 0) + int(float(value))
-    return found
-
-
-def delivered(ours: str, store: str) -> None:
-    """Waits until all good answers are in the store; stops where one is missing, dropped, or there twice."""
-    good = counted(ours, "http_requests_total", "route", 'status="200"')
-    given = sum(number for route, number in good.items() if route in ROUTES)
-    wait_for(lambda: sum(counted(ours, "audit_documents_total", "outcome").values()) >= given, 600, "delivery")
-    httpx.post(f"{store}/_refresh", timeout=60)
-    held = httpx.get(f"{store}/model-audit-*/_count").json()["count"]
-    fates = counted(ours, "audit_documents_total", "outcome")
-    if (fates["stored"], held) != (given, given):
-        sys.exit(f"{given} answers, {held} documents in the store: {fates}")
-
-
-def compare(name: str, urls: tuple[str, str], settle: Callable[[], None], connections: int, seconds: int,
-            goal: float | None = None, script: Path | None = None) -> list[dict[str, Any]]:  # fmt: skip
-    """Ours and the other in turn; rows of the report."""
-    pairs = []
-    for turn in range(PAIRS + 1):  # the first warms up
-        print(f"\r{name}: {turn} of {PAIRS}{' ' * 20}", end="", file=sys.stderr)
-        pair = {}
-        for side in (0, 1) if turn % 2 else (1, 0):
-            pair[side] = wrk(urls[side], connections, seconds, script)
-            settle()
-        pairs += [pair] if turn else []
-    (speed, others), (tail, theirs) = (
-        [statistics.median(pair[side][what] for pair in pairs) for side in (0, 1)] for what in (0, 1)
-    )
-    ratios = [pair[0][0] / pair[1][0] for pair in pairs]
-    middle = row(f"{name}: median ratio of pairs ({min(ratios):.2f} to {max(ratios):.2f})", statistics.median(ratios),
-                 "", "the same", 1.0, goal)  # fmt: skip
-    limit = round(theirs, 3) if goal else None
-    return [row(f"{name}: requests", speed, "1/s", BARE, others), middle,
-            row(f"{name}: p99", tail, "ms", BARE, theirs, limit, least=False)]  # fmt: skip
+def planned() -> float:
+    """Seconds in which wrk asks, but for the profile."""
+    cases = sum(lasts(size, SECONDS) for size, _ in CASES) + 2 * SECONDS
+    beside = sum(lasts(size, max(1, SECONDS // 2)) for size, _ in CASES) * len(serve_others.OTHERS) if TURNS else 0
+    return 2 * ((PAIRS + 1) * cases + (TURNS + 1) * beside)
 
 
 def main() -> None:
@@ -156,38 +144,37 @@ def main() -> None:
     from model_service.store import connection
 
     source = stage(settings.root()) / "src"
+    model = source / "model/model.onnx"
     golden, card = (json.loads((source / "model" / name).read_text()) for name in ("golden.json", "card.json"))
     one = dict(zip(card["inputs"], golden["instances"][0], strict=True))
-    rows = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database, store = stack.enter_context(connection.database()), stack.enter_context(elasticsearch())
+        env = {"PROJECT_ROOT": str(source), "DATABASE_URL": database, "ELASTICSEARCH_URL": store}
         ours = stack.enter_context(server(
             sys.executable, "-m", "uvicorn", "--app-dir", str(source), "model_service.serving.app:app", "--port",
-            "PORT", "--no-access-log", folder=folder, PROJECT_ROOT=str(source), DATABASE_URL=database,
-            ELASTICSEARCH_URL=store))  # fmt: skip
+            "PORT", "--no-access-log", folder=folder, **env))  # fmt: skip
         (folder / "inputs.json").write_text(json.dumps(card["inputs"]))
         (folder / "forecast.json").write_bytes(httpx.get(f"{ours}/v1/forecast").content)
-        bare = stack.enter_context(server(
-            sys.executable, str(ROOT / "benchmarks/reference_app.py"), folder=folder,
-            MODEL=str(source / "model/model.onnx"), INPUTS="inputs.json", FORECAST="forecast.json"))  # fmt: skip
-        for what, make in BAD.items():
-            said = [httpx.post(f"{url}/v1/predict", json={"instances": make(one)}).status_code for url in (ours, bare)]
-            if not {*said} <= {413, 422}:
-                sys.exit(f"{what}: both should refuse it, and say {said}")
-        for size in (1, 100):
-            script = folder / f"{size}.lua"
-            script.write_text(SCRIPT.format(json.dumps({"instances": [one] * size})))
-            seconds = SECONDS if size == 1 else max(1, SECONDS // 2)  # a hundred rows make a wide trail
-            for connections in (1, 16, 64):
-                rows += compare(f"/v1/predict, {size} x {len(one)}, {connections} connections",
-                                (f"{ours}/v1/predict", f"{bare}/v1/predict"), lambda: delivered(ours, store),
-                                connections, seconds, GOAL, script)  # fmt: skip
-        rows += compare("/v1/forecast, 16 connections", (f"{ours}/v1/forecast", f"{bare}/v1/forecast"),
-                        lambda: delivered(ours, store), 16, SECONDS)  # fmt: skip
+        plain = {"MODEL": str(model), "INPUTS": "inputs.json", "FORECAST": "forecast.json"}
+        bench = Bench(ours, store, folder, planned())
+        with server(sys.executable, str(HERE / "reference_app.py"), folder=folder, **plain) as bare:
+            for what, make in BAD.items():
+                body = {"instances": make(one)}
+                said = [httpx.post(f"{url}/v1/predict", json=body).status_code for url in (ours, bare)]
+                if not {*said} <= {413, 422}:
+                    sys.exit(f"{what}: both should refuse it, and say {said}")
+            rows = predictions(bench, "/v1/predict", one, BARE, f"{bare}/v1/predict", lambda size: asked(one, size),
+                               SECONDS, PAIRS, GOAL)  # fmt: skip
+            rows += forecasts(bench, bare)
+        rows += others(bench, model, one)
+        rows += profile(bench, one, {"ours": env | {"PYTHONPATH": str(source)}, "bare": plain})
     print(file=sys.stderr)
     report(OUT / "serve.json", rows)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failed as failed:
+        sys.exit(str(failed))

@@ -19,7 +19,7 @@ def test_own_code_is_linted_formatted_and_typed(tmp_path: Path) -> None:
     run("mypy", "--cache-dir", tmp_path / "mypy", cwd=ROOT, env=env)
 
 
-@pytest.mark.parametrize("name", ["demo", "test", "published"])
+@pytest.mark.parametrize("name", ["demo", "test", "published", "bentoml", "mlserver", "mlflow"])
 def test_locks_are_hashed_and_name_no_registry(name: str) -> None:
     text = (ROOT / f"requirements/{name}.txt").read_text("utf-8")
     assert "://" not in text and "--index" not in text and "--find-links" not in text
