@@ -61,7 +61,11 @@ def server(*command: str, folder: Path, ready: str = "/docs", **environment: str
             yield url
         finally:
             started.terminate()
-            started.wait(20)
+            try:
+                started.wait(20)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait()
 
 
 @contextmanager
@@ -99,6 +103,22 @@ def counted(url: str, name: str, label: str, only: str = "") -> dict[str, int]:
     return found
 
 
+def answered(ours: str, status: int) -> int:
+    """How many questions that go into the trail."""
+    found = counted(ours, "http_requests_total", "route", f'status="{status}"')
+    return sum(number for route, number in found.items() if route in ROUTES)
+
+
+def fates(ours: str) -> dict[str, int]:
+    """What became of the trail's documents."""
+    return counted(ours, "audit_documents_total", "outcome")
+
+
+def shipped(ours: str) -> bool:
+    """Whether the trail of all good answers has left the service."""
+    return sum(fates(ours).values()) >= answered(ours, 200)
+
+
 def delivered(ours: str, store: str) -> None:
     """Waits until all good answers are in the store; stops where one is missing, dropped, or there twice.
 
@@ -108,9 +128,8 @@ def delivered(ours: str, store: str) -> None:
 
     def whole() -> bool:
         nonlocal found
-        good, left = (sum(number for route, number in counted(ours, "http_requests_total", "route",
-                      f'status="{status}"').items() if route in ROUTES) for status in (200, 499))  # fmt: skip
-        before = counted(ours, "audit_documents_total", "outcome")
+        good, left = answered(ours, 200), answered(ours, 499)
+        before = fates(ours)
         if (settled := sum(before.values())) >= good:
             httpx.post(f"{store}/_refresh", timeout=60)
             held = httpx.get(f"{store}/model-audit-*/_count").json()["count"]
