@@ -7,7 +7,7 @@ UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11
 # Without its bytecode kept, every command compiles all of its packages anew: seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-image bench-kafka bench-load bench-asof bench-serve bench-train lock clean
+.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-image bench-kafka bench-load bench-asof bench-replica bench-serve bench-train lock clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -19,7 +19,7 @@ demo:  ## From default answers to a served forecast; stays until Ctrl-C (ONCE=1:
 test: .venv/test.synced  ## All tests that this machine can run, and a list of what was left out (ARGS="-k bake")
 	@$(VENV) -m pytest $(ARGS)
 
-bench: bench-bake bench-load bench-asof bench-train bench-gate bench-serve bench-image bench-kafka bench-crash  ## Every benchmark
+bench: bench-bake bench-load bench-asof bench-train bench-gate bench-serve bench-image bench-replica bench-kafka bench-crash  ## Every benchmark
 
 bench-bake: .venv/demo.synced  ## Time of a bake against plain cookiecutter with empty hooks; writes build/bench/bake.json
 	@$(VENV) benchmarks/bake.py
@@ -41,6 +41,9 @@ bench-serve: .venv/demo.synced  ## Requests a second and p99 against bare FastAP
 
 bench-image: .venv/demo.synced  ## Size and cold start of the image against a bare one's; writes build/bench/image.json (RUNS, CONTAINERIZE=0)
 	@benchmarks/in_project.sh benchmarks/image.py
+
+bench-replica: .venv/demo.synced  ## Replicas shot down behind the balancer under load: what callers see, how soon one is back (KILLS)
+	@benchmarks/in_project.sh benchmarks/replica.py
 
 bench-kafka: .venv/demo.synced  ## A million messages while loaders, broker and claims are shot down, and the delay (MESSAGES, KILLS, LIVE)
 	@SOURCE=kafka benchmarks/in_project.sh benchmarks/kafka.py

@@ -18,7 +18,7 @@ check() {                               # check NAME COMMAND...: one line when a
 }
 
 stack() {                               # the compose file, with stand-ins for what `make up` sets
-  POSTGRES_PASSWORD=x LOADER_PASSWORD=x READER_PASSWORD=x SERVICE_IMAGE=x LOADER_IMAGE=x TLS_DIR=/x \
+  POSTGRES_PASSWORD=x LOADER_PASSWORD=x READER_PASSWORD=x SERVICE_IMAGE=x LOADER_IMAGE=x TLS_DIR=/x STOP_SECONDS=1 ANSWER_SECONDS=1 \
     docker compose -f ops/compose.yaml -f ops/tls.yaml --profile once --profile watch --profile kibana --profile follow config --quiet
 }
 

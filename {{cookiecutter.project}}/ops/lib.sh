@@ -16,15 +16,24 @@ if [ -f .env ]; then                    # what the environment leaves open
     [ -n "${!key+set}" ] || export "$key=$value"
   done <.env
 fi
-contract=$(.venv/bin/python - <<'EOP'
-import tomllib
-with open("service.toml", "rb") as file:
-    contract = tomllib.load(file)
-print(contract["service"]["name"], contract["image"]["repository"], contract["image"]["base"])
+contract=$(PYTHONPATH=src .venv/bin/python - <<'EOP'
+import sys
+from math import ceil
+from pathlib import Path
+from model_service import contract
+from model_service.errors import UsageError
+try:
+    made = contract.load(Path("service.toml"))
+except UsageError as error:
+    sys.exit(str(error))
+serving = made.serving
+print(made.service.name, made.image.repository, made.image.base, ceil(serving.stop_seconds) + 1, ceil(serving.timeout_seconds) + 5)
 EOP
-) || fail "service.toml: the line above says what is wrong"
+) || fail "service.toml: the lines above say what is wrong"
+# STOP_SECONDS until a replica is killed that was told to stop; ANSWER_SECONDS that the balancer waits: both are more than a replica takes.
 # shellcheck disable=SC2034  # image.sh names images by it
-read -r service repository base <<<"$contract"
+read -r service repository base STOP_SECONDS ANSWER_SECONDS <<<"$contract"
+export STOP_SECONDS ANSWER_SECONDS
 export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-$service} BALANCER_PORT=${BALANCER_PORT:-8080} PYTHON_IMAGE=${PYTHON_IMAGE:-$base}
 export DOCKER_BUILDKIT=1 BUILDKIT_PROGRESS=quiet
 case ,${COMPOSE_PROFILES:-}, in *,watch,*) export ELASTICSEARCH_URL=http://elasticsearch:9200 ;; esac
@@ -172,9 +181,10 @@ except OSError as error:
 
 # wait_ready CONTAINER: until it answers /readyz with 200 and the balancer has it in rotation. Fails when it ends, restarts or takes too long.
 wait_ready() {
-  local end=$((SECONDS + ${READY_SECONDS:-60})) address
+  local end=$((SECONDS + ${READY_SECONDS:-60})) address restarts
+  restarts=$(docker inspect -f '{{.RestartCount}}' "$1" 2>/dev/null) || true
   while [ $SECONDS -lt $end ]; do
-    [ "$(docker inspect -f '{{.State.Running}} {{.RestartCount}}' "$1" 2>/dev/null)" = "true 0" ] || { reason="it ended by itself"; return 1; }
+    [ "$(docker inspect -f '{{.State.Running}} {{.RestartCount}}' "$1" 2>/dev/null)" = "true $restarts" ] || { reason="it ended by itself"; return 1; }
     address=$(docker inspect -f "{{(index .NetworkSettings.Networks \"${COMPOSE_PROJECT_NAME}_inside\").IPAddress}}" "$1")
     if ask "$1" http://127.0.0.1:3000/readyz >/dev/null 2>"$work/error" &&
       ask "$1" 'http://balancer:8404/;csv' 2>"$work/error" | grep -q "^replicas,.*,UP,.*[,\"]$address:3000"; then

@@ -45,7 +45,7 @@ target() {
 }
 
 on_image() { [ "$(docker inspect -f '{{.Config.Image}}' "$1")" = "$SERVICE_IMAGE" ]; }
-remove() { docker stop --time 15 "$1" >/dev/null && docker rm --force "$1" >/dev/null; }
+remove() { docker stop "$1" >/dev/null && docker rm --force "$1" >/dev/null; }
 
 # roll IMAGE: both replicas on that image. Fails with the last new one removed and the others as they were.
 roll() {

@@ -28,6 +28,7 @@ Action = Literal["block", "mark", "warn"]  # what follows when a load fails a ch
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+END_SECONDS = 8.0  # of a stop, from the last answer to the end in any case: the audit trail has five
 ESTIMATORS = ("ridge", "elastic_net", "random_forest", "gradient_boosting")
 CADENCE_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "half_year": 184, "year": 366}
 
@@ -166,6 +167,11 @@ class Serving(Section):
     cache_bytes: NonNegativeInt = 16_000_000  # of answers made before
     fallback: tuple[Literal["last_forecast", "baseline"], ...] = ("last_forecast", "baseline")
     out_of_range: Literal["mark", "reject"] = "mark"
+
+    @property
+    def stop_seconds(self) -> float:
+        """From SIGTERM to the end in any case."""
+        return self.drain_seconds + self.timeout_seconds + END_SECONDS
 
 
 class Alerts(Section):

@@ -20,13 +20,14 @@ from typing import Any, TypeVar
 
 from prometheus_client import Counter
 
+from model_service.contract import END_SECONDS
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 WATCHED_SECONDS = 30.0  # who did not ask for readiness for so long does not wait to be told
-END_SECONDS = 8.0  # from the last answer to the end in any case: the audit trail has 5
 STEP_SECONDS = 0.05
 SAYS = {
     "line_slow": (HTTPStatus.TOO_MANY_REQUESTS, "it waited for too long in line: ask again, and less often"),
