@@ -19,7 +19,7 @@ CHECK, MODEL, AUDIT, LOG, ENCODE = (
 APP, SERVER, ASIDE = "framework: the rest of the app", "server: uvicorn and socket", "other threads"
 STAGES = (CHECK, MODEL, AUDIT, LOG, ENCODE, APP, SERVER, ASIDE)
 OURS: tuple[Stage, ...] = (
-    (CHECK, "model_service.serving.body:Inputs", ("rows", "outside")),
+    (CHECK, "model_service.serving.body:Inputs", ("rows", "strange", "outside")),
     (CHECK, "model_service.serving.body", ("finite",)),
     (MODEL, "model_service.artifact:Model", ("predict",)),
     (AUDIT, "model_service.serving.runtime:Runtime", ("answered",)),

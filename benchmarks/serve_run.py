@@ -73,6 +73,7 @@ def elasticsearch() -> Iterator[str]:
     image = os.environ.get("ELASTICSEARCH_IMAGE", "docker.elastic.co/elasticsearch/elasticsearch:9.5.3")
     settings = ["discovery.type=single-node", "xpack.security.enabled=false", "ES_JAVA_OPTS=-Xms1g -Xmx1g"]
     options = [part for one in settings for part in ("-e", one)]
+    options += ["--cpuset-cpus", ",".join(map(str, CORES[1:]))] if PIN else []  # the server's core is the server's
     container = docker("run", "-d", "--rm", "-p", "127.0.0.1:0:9200", *options, image)
     try:
         url = f"http://{docker('port', container, '9200').splitlines()[0]}"
