@@ -55,7 +55,7 @@ def run(*words: str, **more: Any) -> str:
     done = subprocess.run(words, capture_output=True, text=True, **more)
     if done.returncode:
         sys.exit(f"{' '.join(words[:3])}: {done.stdout}{done.stderr}")
-    return done.stdout.strip()
+    return str(done.stdout).strip()
 
 
 class Stack:

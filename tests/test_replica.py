@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT, BakedProject, image, missing
-from test_stack import Stack, copied, docker
+from test_stack import KEYS, Stack, copied, docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.python, pytest.mark.haproxy]
 KILLS = "3"
@@ -120,6 +120,18 @@ def test_without_the_rule_that_asks_again_requests_fail(balancer: Any) -> None:
     with httpx.Client(base_url=ours.url, timeout=30) as client:
         found = [client.post("/v1/predict", content=b"x").status_code for _ in range(10)]
     assert set(found) == {200, 502}
+
+
+def test_who_waits_for_a_replica_waits_longer_than_it_may_take(built: BakedProject, tmp_path: Path) -> None:
+    """Whatever its contract says: the engine until it kills a container, the balancer until it gives an answer up."""
+    project = copied(built, tmp_path / "slow")
+    project.edit("service.toml", "timeout_seconds = 2.0 ", "timeout_seconds = 42.5 ")
+    project.edit("service.toml", "drain_seconds = 1.5 ", "drain_seconds = 20 ")
+    env = dict.fromkeys(("SERVICE_IMAGE", "LOADER_IMAGE", *KEYS), "x") | {"PYTHONPATH": ""}
+    made = project.run("bash", "-c", ". ops/lib.sh && compose config --format json", env=env)
+    services = json.loads(made.stdout)["services"]
+    assert services["service"]["stop_grace_period"] == "1m14s"  # 20 s, 42.5 s, and 10 s for the audit trail
+    assert services["balancer"]["environment"]["ANSWER_SECONDS"] == "48"
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ EXPOSE 3000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:3000/readyz', timeout=2)"]
-CMD ["python", "-m", "uvicorn", "model_service.serving.app:app", "--host", "0.0.0.0", "--port", "3000", "--no-access-log", "--no-proxy-headers", "--timeout-graceful-shutdown", "10"]
+CMD ["python", "-m", "uvicorn", "model_service.serving.app:app", "--host", "0.0.0.0", "--port", "3000", "--no-access-log", "--no-proxy-headers", "--timeout-graceful-shutdown", "1"]
 ARG REVISION=uncommitted
 ARG MODEL_DIGEST
 ARG DATA_VERSION

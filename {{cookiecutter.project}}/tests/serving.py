@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -194,7 +195,9 @@ def serve(made: Project, way: str, **environment: str) -> Iterator[Server]:
     env |= {"PYTHONPATH": str(made.root / "src"), "DATABASE_URL": DEAD, **environment}
     command: Sequence[str]
     if way == "uvicorn":
-        command = ["uvicorn", "model_service.serving.app:app", "--port", str(port)]
+        image = (ROOT / "images" / "service.Dockerfile").read_text("utf-8")
+        words = json.loads(str(re.findall(r"(?m)^CMD (.*)", image)[-1]))
+        command = [*words[2:], "--host", "127.0.0.1", "--port", str(port)]  # the last of each counts
     elif way == "broken":
         env["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
         command = ["broken"]

@@ -28,7 +28,7 @@ Action = Literal["block", "mark", "warn"]  # what follows when a load fails a ch
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
-END_SECONDS = 8.0  # of a stop, from the last answer to the end in any case: the audit trail has five
+END_SECONDS = 10.0  # of a stop, from the last answer to the end in any case: the audit trail has six, the server one
 ESTIMATORS = ("ridge", "elastic_net", "random_forest", "gradient_boosting")
 CADENCE_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "half_year": 184, "year": 366}
 

@@ -16,7 +16,7 @@ from model_service import artifact, explain, forecasting
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.features import Floats
-from model_service.serving import door
+from model_service.serving import door, watchdog
 from model_service.serving.body import finite
 from model_service.serving.cache import Cache
 from model_service.serving.database import NO_DATA, Connection, Database, no_data
@@ -75,6 +75,7 @@ class Runtime:
             self._fault = str(error)
             log.error("model not loaded: %s", error)
         self.audit.start()
+        watchdog.start(self._slots | {"service": self._own}, self.contract.serving.timeout_seconds, self.audit.stop)
         self._refresher = asyncio.create_task(self._refresh())
         gc.collect()
         gc.freeze()  # what start-up made stays: full collections need not walk it

@@ -89,8 +89,8 @@ class Audit:
             self._bytes += len(item[2])
 
     def stop(self) -> None:
-        """Ships what is queued, for at most FLUSH_SECONDS; the rest is counted as dropped."""
-        if not self.url or not self._thread.is_alive():
+        """Ships what is queued, for at most FLUSH_SECONDS, once; the rest is counted as dropped."""
+        if not self.url or not self._thread.is_alive() or self._stopping.is_set():
             return
         self._deadline = time.monotonic() + FLUSH_SECONDS
         self._stopping.set()
