@@ -1,8 +1,11 @@
 """Serves the project of this folder with faults planted into the process by what the file FAULT says at the time.
 
-With UNGUARDED the guards against them are taken away: what a judge must be able to see.
+With UNGUARDED=all the guards against them are taken away, with UNGUARDED=spans the one that times are counted by a
+clock that nobody sets: what a judge must be able to see.
 """
 
+import itertools
+import math
 import os
 import resource
 import signal
@@ -10,6 +13,7 @@ import threading
 import time
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,22 +22,23 @@ import uvicorn
 from model_service.serving import app as served  # seals the process before anything else is imported
 
 from model_service import artifact, forecasting, settings  # isort: skip
-from model_service.serving import database, edge, predictor, runtime, slots  # isort: skip
+from model_service.serving import cache, database, door, edge, predictor, runtime, slots  # isort: skip
 from model_service.store import connection as store  # isort: skip
 from model_service.telemetry import audit, metrics  # isort: skip
 
 FAULT = Path(os.environ["FAULT"])
 LIMITS = {"disk full": resource.RLIMIT_FSIZE, "memory used up": resource.RLIMIT_AS}
-JUMPS = {"clock jumps ahead": timedelta(days=400), "clock jumps back": -timedelta(days=30_000)}
+DAYS = {"clock jumps ahead": 400, "clock jumps back": -30_000}
+looks = itertools.count(1)
 planted = ""
-predict = artifact.Model.predict
+predict, now, answered = artifact.Model.predict, time.time, runtime.Runtime.answered
 
 
 def failing(model: artifact.Model, rows: Any) -> Any:
     if planted == "model raises":
         raise RuntimeError("planted")
     if planted == "model hangs":  # until it is told to stop, as a run of ONNX Runtime
-        options, until = artifact.interrupt.get(), time.monotonic() + 20
+        options, until = artifact.interrupt.get(), time.monotonic() + 4
         while time.monotonic() < until and not (options and options.terminate):
             time.sleep(0.005)
         raise RuntimeError("ended")
@@ -41,10 +46,20 @@ def failing(model: artifact.Model, rows: Any) -> Any:
     return made * np.nan if planted == "model gives NaN" else made
 
 
+def jump() -> timedelta:
+    """Days, and one more at every look."""
+    days = DAYS.get(planted, 0)
+    return timedelta(days=days + math.copysign(next(looks), days) if days else 0)
+
+
 class Jumped(datetime):
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Any:
-        return datetime.now(tz) + JUMPS.get(planted, timedelta())
+        return datetime.now(tz) + jump()
+
+
+def jumped() -> float:
+    return now() + jump().total_seconds()
 
 
 def watch() -> None:
@@ -58,7 +73,12 @@ def watch() -> None:
                 low = 1 if limit == resource.RLIMIT_FSIZE else used + 3_000_000
                 resource.setrlimit(limit, (low if said == name else most, most))
             planted = said
-        time.sleep(0.01)
+        time.sleep(0.1)  # seldom: a thread that comes often waits often
+
+
+def unguard_spans() -> None:
+    for spans in (door, cache, predictor, runtime):
+        spans.time = SimpleNamespace(monotonic=jumped, perf_counter=time.perf_counter)  # type: ignore[attr-defined]
 
 
 def unguard() -> None:
@@ -82,15 +102,21 @@ def unguard() -> None:
         files = {name: (folder / name).read_bytes() for name in (*artifact.FILES, "explain.json")}
         return files, "sha256:" + "0" * 64
 
+    def aloud(self: runtime.Runtime, route: str, *words: Any, **more: Any) -> None:
+        print(route, flush=True)
+        answered(self, route, *words, **more)
+
     audit.connect("http://127.0.0.1:1")  # imported now, which takes long
     artifact.read = unread
+    audit.TIMEOUT_SECONDS = 3.0
     for module in (predictor, database, runtime):
         module.bounded = bare  # type: ignore[attr-defined]
     runtime.in_time = whenever  # type: ignore[assignment]
     predictor._told = lambda job: job()
-    edge.MemoryError = ZeroDivisionError  # type: ignore[attr-defined]
+    edge.MemoryError = slots.RuntimeError = ZeroDivisionError  # type: ignore[attr-defined]
     database.Database._connected = connected  # type: ignore[method-assign]
     audit.Audit.put = at_once  # type: ignore[method-assign]
+    runtime.Runtime.answered = aloud  # type: ignore[method-assign]
     runtime.Runtime._stand_in = none  # type: ignore[method-assign]
     runtime.Runtime._plausible = lambda self, values, strange: values  # type: ignore[method-assign]
     predictor.Predictor._watch = lambda self: None  # type: ignore[method-assign]
@@ -101,8 +127,9 @@ if __name__ == "__main__":
     artifact.Model.predict = failing  # type: ignore[method-assign]
     for module in (forecasting, runtime, database, metrics):
         module.datetime = Jumped  # type: ignore[attr-defined]
+    time.time = jumped
     runtime.FRESH_SECONDS = 0.0
-    if os.environ.get("UNGUARDED"):
-        unguard()
+    {"": lambda: None, "spans": unguard_spans, "all": unguard}[os.environ.get("UNGUARDED", "")]()
     threading.Thread(target=watch, daemon=True).start()
+    threading.stack_size(64_000_000 // resource.getpagesize() * resource.getpagesize())  # too much to be kept
     uvicorn.run(served.app, port=int(os.environ["PORT"]), access_log=False, log_config=None)

@@ -1,22 +1,27 @@
 """A named list of faults, and a judge: every request gets the right value, a stand-in that says so, or 503; in time.
 
-The faults come by process, socket and file, none by a flag of the service. The control takes the guards away.
+The faults come by process, socket and file, none by a flag of the service. The control takes the guards away. In time:
+within `timeout_seconds` and a tenth of a second, of which the machine's share is taken off: see `Spent`.
+FAULTS=350 requests are made under a fault; a thread's wait for a processor is read from Linux.
 """
 
+import asyncio
 import contextlib
+import json
+import os
 import random
 import select
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -34,14 +39,55 @@ from model_service.store.connection import connect
 from model_service.store.migrate import migrate
 from model_service.telemetry.metrics import REASONS
 
-SECONDS, SLACK = 1.0, 5.0  # what a crowded machine may add: the figure is in what the test prints
+SECONDS, SLACK = 1.0, 0.1
+PATIENCE = 20.0  # of the caller
 MODEL = ("model raises", "model hangs", "model gives NaN")
 STORE = ("store refuses", "store is mute", "store is slow", "store is empty")
 AUDIT = ("Elasticsearch refuses", "Elasticsearch is mute")
-MACHINE = ("disk full", "memory used up", "clock jumps ahead", "clock jumps back")
-FILE = "model file corrupt"
-Found = tuple[str, float, dict[str, Any]]  # verdict, seconds, answer
+FILE, MEMORY, AHEAD = "model file corrupt", "memory used up", "clock jumps ahead"
+MACHINE = ("disk full", MEMORY, AHEAD, "clock jumps back")
+EACH = max(25, int(os.environ.get("FAULTS", "350")) // 14)
+JSON = {"content-type": "application/json"}
 Stores = tuple[str, Callable[[bool], None]]
+
+
+class Found(NamedTuple):
+    verdict: str
+    lasted: float  # seconds
+    others: float  # of which those were not the service's
+
+
+class Spent:
+    """Seconds since it was made, and how many of them were not the service's.
+
+    Those are what threads of both processes waited for a processor though they were ready to run, and what the host
+    took from all: only a crowded machine does that, never the service; and what this process worked itself. A service
+    that sleeps, or waits for a lock or a socket, is not ready to run.
+    """
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+        self._began, self._waits, self._taken = time.monotonic(), self._waited(), self._others()
+
+    def _waited(self) -> dict[Path, int]:
+        """Of every thread, in nanoseconds: the second figure of schedstat."""
+        found = {}
+        for process in (self.process, os.getpid()):
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                with contextlib.suppress(OSError):  # it has ended
+                    found[thread] = int((thread / "schedstat").read_text().split()[1])
+        return found
+
+    @staticmethod
+    def _others() -> float:
+        stolen = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+        return time.process_time() + stolen / os.sysconf("SC_CLK_TCK")
+
+    def seconds(self) -> tuple[float, float]:
+        """All, and those that were not the service's."""
+        lasted = time.monotonic() - self._began
+        waits = sum(now - self._waits.get(thread, 0) for thread, now in self._waited().items())
+        return lasted, min(lasted, waits / 1e9 + self._others() - self._taken)
 
 
 class Wire:
@@ -95,30 +141,33 @@ class Judge:
     made: Project
     expected: dict[str, Any]  # of a forecast, without faults
     server: Server
+    callers: httpx.AsyncClient  # in one thread: where many wait for a processor at once, their waits do not add up
     empty: bool = False  # the store: then there is nothing as of any time
+    rows: int = 1
 
-    def one(self, number: int) -> Found:
-        """Asks; gives the verdict, seconds and answer. Every request has inputs, or an as-of, of its own."""
+    async def one(self, number: int) -> Found:
+        """Asks; every request has inputs, or an as-of, of its own."""
         kind = ("/v1/predict", "/v1/predict", "/v1/forecast", "as of", "/v1/explain")[number % 5]
         headers = {"X-Request-ID": f"r-{number}"}
         instance = self.made.instance | {self.made.inputs[0]: random.Random(number).uniform(-9, 9)}
+        content = json.dumps({"instances": [instance] * self.rows})
         at = datetime(2016, 7, 1, tzinfo=UTC) + timedelta(seconds=number)
-        began = time.monotonic()
+        spent = Spent(self.server.process.pid)
         try:
-            with httpx.Client(base_url=self.server.url, headers=headers, timeout=SECONDS + SLACK + 1) as client:
-                if kind in ("/v1/predict", "/v1/explain"):
-                    response = client.post(kind, json={"instances": [instance]})
-                else:
-                    response = client.get("/v1/forecast", params={"as_of": at.isoformat()} if kind == "as of" else {})
+            if kind in ("/v1/predict", "/v1/explain"):
+                response = await self.callers.post(kind, content=content, headers=headers | JSON)
+            else:
+                clocks = {"as_of": at.isoformat()} if kind == "as of" else {}
+                response = await self.callers.get("/v1/forecast", params=clocks, headers=headers)
         except httpx.HTTPError as error:
-            return f"no answer: {type(error).__name__}", time.monotonic() - began, {}
-        took = time.monotonic() - began
-        return self._verdict(kind, instance, at, headers["X-Request-ID"], response, took), took, response.json()
+            return Found(f"no answer: {type(error).__name__}", *spent.seconds())
+        lasted, others = spent.seconds()
+        if lasted - others > SECONDS + SLACK:
+            return Found(f"late: {lasted - others:.2f} s", lasted, others)
+        return Found(self._verdict(kind, instance, at, headers["X-Request-ID"], response), lasted, others)
 
-    def _verdict(self, kind: str, instance: Any, at: datetime, sent: str, response: httpx.Response, took: float) -> str:
+    def _verdict(self, kind: str, instance: Any, at: datetime, sent: str, response: httpx.Response) -> str:
         body = response.json()
-        if took > SECONDS + SLACK:
-            return f"late: {took:.1f} s"
         if response.headers["x-request-id"] != sent:
             return "the answer of another request"
         if response.status_code in {429, 503}:  # 429: the loop was held up for half of its time
@@ -127,10 +176,10 @@ class Judge:
         if response.status_code == 404 and kind == "as of":
             return "404" if self.empty else "404 though there are data"
         if response.status_code != 200:
-            return f"{response.status_code}: {body}"
+            return f"{response.status_code}: {body['detail']}"
         if kind in ("/v1/predict", "/v1/explain"):
             due = np.array([*instance.values()]) @ self.made.weights
-            told = (body.get("predictions") or body["explanations"])[0]
+            told = (body.get("predictions") or body["explanations"])[-1]
             found = [told[f"horizon_{one}"] for one in self.made.horizons]
             found = [one if kind == "/v1/predict" else one["value"] for one in found]
             return "right" if found == pytest.approx(due.tolist()) else "wrong"
@@ -152,6 +201,7 @@ class Bench:
     audit: Wire
     fault: Path
     swap: Callable[[bool], None]
+    runner: asyncio.Runner
     asked: int = 0
 
     def plant(self, fault: str) -> None:
@@ -160,13 +210,22 @@ class Bench:
         self.fault.write_text(fault, "utf-8")
         self.swap(fault == "store is empty")
         self.judge.empty = fault == "store is empty"
-        time.sleep(0.1)
+        self.judge.rows = 200 if fault == MEMORY else 1
+        time.sleep(0.3)
 
     def ask(self, count: int) -> list[Found]:
         numbers = range(self.asked, self.asked + count)
         self.asked += count
-        with ThreadPoolExecutor(10) as pool:
-            return list(pool.map(self.judge.one, numbers))
+        return self.runner.run(self._all(numbers))
+
+    async def _all(self, numbers: Iterable[int]) -> list[Found]:
+        ten = asyncio.Semaphore(10)
+
+        async def one(number: int) -> Found:
+            async with ten:
+                return await self.judge.one(number)
+
+        return list(await asyncio.gather(*map(one, numbers)))
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +288,10 @@ def bench(folder: Path, stores: Stores, contract: Contract, **environment: str) 
         login = f"postgresql://{known.get('user', 'postgres')}:{known.get('password', '')}@127.0.0.1:{data.port}"
         where = {"DATABASE_URL": f"{login}/{known['dbname']}?sslmode=disable", "FAULT": str(folder / "fault"),
                  "ELASTICSEARCH_URL": f"http://127.0.0.1:{trail.port}"}  # fmt: skip
-        with serve(made, "broken", **where, **environment) as server:
-            yield Bench(Judge(made, expected, server), data, trail, folder / "fault", swap)
+        with serve(made, "broken", **where, **environment) as server, asyncio.Runner() as runner:
+            callers = httpx.AsyncClient(base_url=server.url, timeout=PATIENCE)
+            yield Bench(Judge(made, expected, server, callers), data, trail, folder / "fault", swap, runner)
+            runner.run(callers.aclose())
 
 
 def damage(path: Path) -> None:
@@ -245,15 +306,18 @@ def damage(path: Path) -> None:
     onnx.save(graph, str(path))
 
 
-def wrong(found: list[Found]) -> list[str]:
-    fine = {"right", "503", "429", "404"}
-    return [verdict for verdict, *_ in found if verdict not in fine and not verdict.startswith("degraded: ")]
+def wrong(fault: str, found: list[Found]) -> list[str]:
+    """What may not be; beside a fault that an answer does not depend on four of five answers must be right."""
+    good = {"right", "degraded"} if fault in (*AUDIT, *MACHINE) and fault != MEMORY else {"right", "503", "429", "404"}
+    bad = [one.verdict for one in found if one.verdict.split(":")[0] not in {"right", "degraded", "503", "429", "404"}]
+    poor = [one.verdict for one in found if one.verdict.split(":")[0] not in good | {"degraded"}]
+    return bad or (poor if len(poor) > len(found) / 5 else [])
 
 
 def tell(fault: str, found: list[Found]) -> None:
-    verdicts = [verdict for verdict, *_ in found]
-    counted = {one: verdicts.count(one) for one in sorted(set(verdicts))}
-    print(f"{fault}: longest {max(took for _, took, _ in found):.2f} s", counted)
+    counted = dict(Counter(one.verdict for one in found))
+    longest = max(found, key=lambda one: one.lasted - one.others)
+    print(f"{fault}: longest {longest.lasted - longest.others:.2f} s, and {longest.others:.2f} s of others:", counted)
 
 
 def test_under_every_fault_each_request_is_answered_right_or_says_so_and_in_time(
@@ -261,38 +325,37 @@ def test_under_every_fault_each_request_is_answered_right_or_says_so_and_in_time
 ) -> None:
     table: dict[str, list[Found]] = {}
     with bench(tmp_path / "sound", stores, contract) as one:
-        assert {verdict for verdict, *_ in one.ask(10)} == {"right"}  # the other control: without a fault all is right
+        assert {found.verdict for found in one.ask(10)} == {"right"}  # the other control: without a fault all is right
         for fault in (*MODEL, *STORE, *AUDIT, *MACHINE):
             one.plant(fault)
-            table[fault] = one.ask(25)
+            table[fault] = one.ask(EACH)
             one.plant("")
-            wait_for(lambda: {verdict for verdict, *_ in one.ask(5)} == {"right"})  # it mends by itself
+            wait_for(lambda: {found.verdict for found in one.ask(5)} == {"right"})  # it mends by itself
     with bench(tmp_path / "damaged", stores, contract, CORRUPT="1") as one:
-        table[FILE] = one.ask(25)
+        table[FILE] = one.ask(EACH)
         assert httpx.get(f"{one.judge.server.url}/readyz").status_code == 503
     for fault, found in table.items():
         tell(fault, found)
-    assert {fault: wrong(found) for fault, found in table.items() if wrong(found)} == {}
+    assert {fault: wrong(fault, found) for fault, found in table.items() if wrong(fault, found)} == {}
     assert sum(map(len, table.values())) >= 300
     for fault in (*MODEL, *STORE, FILE):  # it was met
-        assert any(verdict != "right" for verdict, *_ in table[fault]), fault
+        assert any(one.verdict != "right" for one in table[fault]), fault
 
 
 def test_without_its_guards_the_judge_sees_failures(tmp_path: Path, stores: Stores, contract: Contract) -> None:
     table: dict[str, list[Found]] = {}
-    with bench(tmp_path / "sound", stores, contract, UNGUARDED="1") as one:
-        assert {verdict for verdict, *_ in one.ask(5)} == {"right"}
-        for fault in (
-            *STORE,
-            "model raises",
-            "model gives NaN",
-            "Elasticsearch refuses",
-            "model hangs",
-        ):  # the worst last
+    machine = [fault for fault in MACHINE if fault != AHEAD]
+    with bench(tmp_path / "spans", stores, contract, UNGUARDED="spans") as one:
+        assert {found.verdict for found in one.ask(5)} == {"right"}
+        one.plant(AHEAD)
+        table[AHEAD] = one.ask(10)
+    with bench(tmp_path / "sound", stores, contract, UNGUARDED="all") as one:
+        assert {found.verdict for found in one.ask(5)} == {"right"}
+        for fault in (*STORE, "model raises", "model gives NaN", *machine, *AUDIT, "model hangs"):  # the worst last
             one.plant(fault)
-            table[fault] = one.ask(5)
-    with bench(tmp_path / "damaged", stores, contract, UNGUARDED="1", CORRUPT="1") as one:
+            table[fault] = one.ask(20 if fault == MEMORY else 5)
+    with bench(tmp_path / "damaged", stores, contract, UNGUARDED="all", CORRUPT="1") as one:
         table[FILE] = one.ask(5)
     for fault, found in table.items():
         tell(fault, found)
-    assert {fault for fault, found in table.items() if not wrong(found)} == set()
+    assert {fault for fault, found in table.items() if not wrong(fault, found)} == set()
