@@ -1,6 +1,7 @@
 """More than can be answered, work that hangs, and the end: who is sent away, and that slots come free again."""
 
 import asyncio
+import itertools
 import signal
 import socket
 import threading
@@ -8,18 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import offered
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from psycopg.conninfo import make_conninfo
 from serving import HANGS, HOLE, POISON, make_project, serve, wait_for
 from test_service import problem
 
 from model_service import artifact
-from model_service.contract import Serving
+from model_service.contract import Contract, Serving
 from model_service.serving import door, predictor, slots
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door
@@ -362,3 +366,48 @@ def test_nobody_who_did_not_ask_for_readiness_is_waited_for(tmp_path: Path) -> N
         began = time.monotonic()
         server.stop()
         assert time.monotonic() - began < 15
+
+
+def test_of_three_times_what_it_can_answer_it_answers_most_of_what_it_can(
+    tmp_path: Path, loaded: Any, contract: Contract
+) -> None:
+    """Per second in which its event loop had a processor; and what it can is measured before and after."""
+    made = make_project(tmp_path, queue=16)
+    since = datetime(2016, 7, 1, tzinfo=UTC)
+
+    def requests() -> Iterator[bytes]:  # each as of another time: nothing comes out of the cache
+        for number in numbers:
+            yield offered.got(f"/v1/forecast?as_of={since + timedelta(seconds=number):%Y-%m-%dT%H:%M:%SZ}")
+
+    numbers, url = itertools.count(), make_conninfo(loaded.info.dsn, password=loaded.info.password)
+    with serve(made, "uvicorn", DATABASE_URL=url) as server, asyncio.Runner() as runner:
+        port, pid = int(server.url.rpartition(":")[2]), server.process.pid
+
+        def measured(seconds: float) -> float:
+            return float(runner.run(offered.Load(port, pid, requests(), 8).take(seconds)).rate)
+
+        measured(2)  # warms up
+        before = measured(5)
+        thrice = offered.Load(port, pid, requests(), 200)
+        probes = runner.run(probed(thrice.offer(3 * before, 8), server.url))
+        can = min(before, measured(5))
+    tally = thrice.tally
+    print(f"{can:.0f} a second, of {tally.offered / tally.seconds:.0f} offered {tally.rate:.0f}: {dict(tally.answers)},"
+          f" p99 {tally.quantile(0.99):.2f} s, probes {max(probes):.2f} s")  # fmt: skip
+    assert tally.rate >= 0.8 * can
+    assert tally.answers.keys() <= {200, 429, 503} and tally.answers[429] and tally.unsaid == tally.broken == 0
+    assert len(probes) > 5
+
+
+async def probed(load: Any, url: str) -> list[float]:
+    """Seconds that each probe took, beside what is offered."""
+    task, took = asyncio.create_task(load), []
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        while not task.done():
+            for path in ("/livez", "/metrics"):
+                began = time.monotonic()
+                assert (await client.get(path)).status_code == 200
+                took.append(time.monotonic() - began)
+            await asyncio.sleep(0.2)
+    await task
+    return took
