@@ -7,10 +7,10 @@ UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11
 # Without its bytecode kept, every command compiles all of its packages anew: seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test bench bench-bake bench-crash bench-gate bench-image bench-kafka bench-load bench-asof bench-replica bench-serve bench-train lock clean
+.PHONY: help demo test bench bench-bake bench-crash bench-faults bench-gate bench-image bench-kafka bench-load bench-asof bench-replica bench-serve bench-soak bench-train soak lock clean
 
 help:  ## This list
-	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo:  ## From default answers to a served forecast; stays until Ctrl-C (ONCE=1: stops everything and exits)
 	@started=$$($(PYTHON) -c 'import time; print(time.time())') && $(MAKE) --silent --no-print-directory .venv/demo.synced && \
@@ -19,7 +19,7 @@ demo:  ## From default answers to a served forecast; stays until Ctrl-C (ONCE=1:
 test: .venv/test.synced  ## All tests that this machine can run, and a list of what was left out (ARGS="-k bake")
 	@$(VENV) -m pytest $(ARGS)
 
-bench: bench-bake bench-load bench-asof bench-train bench-gate bench-serve bench-image bench-replica bench-kafka bench-crash  ## Every benchmark
+bench: bench-bake bench-load bench-asof bench-train bench-gate bench-serve bench-faults bench-soak bench-image bench-replica bench-kafka bench-crash  ## Every benchmark
 
 bench-bake: .venv/demo.synced  ## Time of a bake against plain cookiecutter with empty hooks; writes build/bench/bake.json
 	@$(VENV) benchmarks/bake.py
@@ -38,6 +38,15 @@ bench-gate: .venv/demo.synced  ## Planted faults that the gate must name, and cl
 
 bench-serve: .venv/demo.synced  ## Requests a second and p99 against bare FastAPI and ONNX Runtime, and others; needs wrk (PAIRS, SECONDS, TURNS=0)
 	@benchmarks/in_project.sh benchmarks/serve.py
+
+bench-faults: .venv/demo.synced  ## 10,000 requests under faults, 10,000 by Schemathesis; writes build/bench/faults.json (FAULTS, CASES)
+	@benchmarks/in_project.sh benchmarks/serve_faults.py
+
+bench-soak: .venv/demo.synced  ## As soak, 15 minutes
+	@MINUTES=$${MINUTES:-15} benchmarks/in_project.sh benchmarks/soak.py
+
+soak: .venv/demo.synced  ## Memory at half of what the service takes, for two hours; writes build/bench/soak.json (MINUTES)
+	@benchmarks/in_project.sh benchmarks/soak.py
 
 bench-image: .venv/demo.synced  ## Size and cold start of the image against a bare one's; writes build/bench/image.json (RUNS, CONTAINERIZE=0)
 	@benchmarks/in_project.sh benchmarks/image.py

@@ -315,9 +315,11 @@ def wrong(fault: str, found: list[Found]) -> list[str]:
 
 
 def tell(fault: str, found: list[Found]) -> None:
-    counted = dict(Counter(one.verdict for one in found))
+    counted, bad = dict(Counter(one.verdict for one in found)), len(wrong(fault, found))
     longest = max(found, key=lambda one: one.lasted - one.others)
-    print(f"{fault}: longest {longest.lasted - longest.others:.2f} s, and {longest.others:.2f} s of others:", counted)
+    alone = longest.lasted - longest.others
+    took = f"the longest {alone:.2f} s and {longest.others:.2f} s of others"
+    print(f"\n{fault}: {bad} of {len(found)} wrong, {took}, {counted}")
 
 
 def test_under_every_fault_each_request_is_answered_right_or_says_so_and_in_time(
