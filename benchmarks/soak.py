@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 from load_report import report, row
-from serve import counted, elasticsearch, wait_for
+from serve_run import Failed, counted, elasticsearch, wait_for
 
 HERE = Path(__file__).resolve().parent
 OUT = Path(os.environ.get("OUT", HERE.parent / "build/bench"))
@@ -157,4 +157,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failed as failed:
+        sys.exit(str(failed))

@@ -22,7 +22,7 @@ from model_service.serving.cache import Cache
 from model_service.serving.database import NO_DATA, Connection, Database, no_data
 from model_service.serving.edge import Problem, wrong
 from model_service.serving.predictor import Predictor
-from model_service.serving.shadow import Shadow
+from model_service.serving.shadow import SMALL, Shadow
 from model_service.serving.slots import Full, Slots, Unable, bounded, in_time
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import Audit
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 REFRESH_SECONDS = 15.0
 FRESH_SECONDS = 1.0  # for how long a forecast of now is one of now
 START_SECONDS = 60.0
-SMALL = 10  # predictions, whose record is small
 SHARE = 0.8  # of a request's time that one part of it, database or model, may take
 T = TypeVar("T")
 
