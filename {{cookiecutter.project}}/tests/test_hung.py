@@ -51,7 +51,7 @@ ONE_NODE = f"""
 @contextmanager
 def endless(folder: Path, **serving: float) -> Iterator[tuple[Project, Server, dict[str, float]]]:
     """A project, served, whose model compares two million boxes, each with each, for the instance beside it."""
-    made = make_project(folder, timeout_seconds=0.5, **serving)
+    made = make_project(folder, **{"timeout_seconds": 0.5} | serving)
     files, _ = artifact.read(folder / "build/model")
     model, more = onnx.load_from_string(files["model.onnx"]), onnx.parser.parse_model(ONE_NODE).graph
     more = onnx.compose.add_prefix_graph(more, "stuck_", rename_inputs=False, rename_outputs=False)
@@ -74,13 +74,13 @@ def ask(url: str, path: str, instance: dict[str, float]) -> int:
 
 
 def test_a_model_that_never_gives_the_event_loop_back_ends_the_process(tmp_path: Path) -> None:
-    with endless(tmp_path) as (made, server, stuck):
+    with endless(tmp_path, timeout_seconds=2.0) as (made, server, stuck):  # time for the nodes before it
         assert ask(server.url, "/v1/predict", made.instance) == 200
         with pytest.raises(httpx.HTTPError):
             ask(server.url, "/v1/predict", stuck)
         assert server.process.wait(60) == watchdog.EXIT
         assert [line["message"] for line in server.lines() if line["log.level"] == "critical"] == [
-            "event loop: hangs for 10.5 seconds, so this process ends, to be started again"
+            "event loop: hangs for 12 seconds, so this process ends, to be started again"
         ]
 
 
