@@ -90,9 +90,11 @@ def wrk(url: str, connections: int, seconds: int, script: Path | None) -> tuple[
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     if re.search("Non-2xx|Socket errors", said):
         raise Failed(f"{url} did not answer as it should:\n{said}")
+    rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
+    if not rate:
+        raise Failed(f"{url} answered nothing within {seconds} seconds")
     number, unit = re.findall(r"99%\s+([\d.]+)(us|ms|s)\b", said)[0]
-    rate = re.findall(r"Requests/sec:\s+([\d.]+)", said)[0]
-    return float(rate), float(number) * {"us": 1e-3, "ms": 1, "s": 1e3}[unit]
+    return rate, float(number) * {"us": 1e-3, "ms": 1, "s": 1e3}[unit]
 
 
 def counted(url: str, name: str, label: str, only: str = "") -> dict[str, int]:
