@@ -1,6 +1,7 @@
 """More than can be answered, work that hangs, and the end: who is sent away, and that slots come free again."""
 
 import asyncio
+import collections
 import itertools
 import signal
 import socket
@@ -275,6 +276,22 @@ def test_who_waited_half_its_time_for_the_loop_is_sent_away_and_probes_are_not()
     asyncio.run(scene())
 
 
+def test_who_came_while_the_loop_was_held_up_has_waited_since() -> None:
+    async def scene() -> None:
+        ours, _ = entrance(1.0)
+        ours.enter("/v1/predict")
+        time.sleep(0.2)  # an answer takes long; the next request comes, and is taken up in the next turn
+        await asyncio.sleep(0)
+        ours.enter("/v1/predict")
+        assert door.left() < 0.85
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        ours.enter("/v1/predict")  # in a turn of its own
+        assert door.left() > 0.85
+
+    asyncio.run(scene())
+
+
 def test_a_database_that_hangs_takes_no_more_than_its_slots_and_probes_answer(tmp_path: Path) -> None:
     made = make_project(tmp_path, timeout_seconds=1.0, concurrency=2, queue=3)
     with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and never says a word
@@ -371,8 +388,8 @@ def test_nobody_who_did_not_ask_for_readiness_is_waited_for(tmp_path: Path) -> N
 def test_of_three_times_what_it_can_answer_it_answers_most_of_what_it_can(
     tmp_path: Path, loaded: Any, contract: Contract
 ) -> None:
-    """Per second in which its event loop had a processor; and what it can is measured before and after."""
-    made = make_project(tmp_path, queue=16)
+    """Per second in which its event loop had a processor; what it can is measured first; the median of three rounds."""
+    made = make_project(tmp_path, queue=16, timeout_seconds=10.0)
     since = datetime(2016, 7, 1, tzinfo=UTC)
 
     def requests() -> Iterator[bytes]:  # each as of another time: nothing comes out of the cache
@@ -383,20 +400,27 @@ def test_of_three_times_what_it_can_answer_it_answers_most_of_what_it_can(
     with serve(made, "uvicorn", DATABASE_URL=url) as server, asyncio.Runner() as runner:
         port, pid = int(server.url.rpartition(":")[2]), server.process.pid
 
-        def measured(seconds: float) -> float:
-            return float(runner.run(offered.Load(port, pid, requests(), 8).take(seconds)).rate)
+        def load(most: int) -> offered.Load:
+            return offered.Load(port, pid, requests(), most)
 
-        measured(2)  # warms up
-        before = measured(5)
-        thrice = offered.Load(port, pid, requests(), 200)
-        probes = runner.run(probed(thrice.offer(3 * before, 8), server.url))
-        can = min(before, measured(5))
-    tally = thrice.tally
-    print(f"{can:.0f} a second, of {tally.offered / tally.seconds:.0f} offered {tally.rate:.0f}: {dict(tally.answers)},"
-          f" p99 {tally.quantile(0.99):.2f} s, probes {max(probes):.2f} s")  # fmt: skip
-    assert tally.rate >= 0.8 * can
-    assert tally.answers.keys() <= {200, 429, 503} and tally.answers[429] and tally.unsaid == tally.broken == 0
-    assert len(probes) > 5
+        runner.run(load(8).take(2))  # warms up
+        shares, rounds = [], []
+        for _ in range(3):  # in turn: the machine is another's, too
+            wait_for(
+                lambda: not any(server.metrics()[f'slots_{what}{{kind="database"}}'] for what in ("busy", "waiting"))
+            )
+            can = runner.run(load(8).take(4)).rate
+            thrice = load(200)
+            probes = runner.run(probed(thrice.offer(3 * can, 4), server.url))
+            rounds.append(thrice.tally)
+            shares.append(thrice.tally.rate / can)
+            print(f"{can:.0f} a second, thrice offered {thrice.tally.rate:.0f}: {dict(thrice.tally.answers)},"
+                  f" p99 {thrice.tally.quantile(0.99):.2f} s, probes {max(probes):.2f} s")  # fmt: skip
+            assert len(probes) > 2
+    assert sorted(shares)[1] >= 0.8, shares
+    answers = sum((tally.answers for tally in rounds), collections.Counter())
+    assert answers.keys() <= {200, 429, 503} and answers[429]
+    assert sum(tally.unsaid + tally.broken for tally in rounds) == 0
 
 
 async def probed(load: Any, url: str) -> list[float]:

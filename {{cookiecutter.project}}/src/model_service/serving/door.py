@@ -82,7 +82,8 @@ class Door:
         self.stopping = False  # not ready, but answers
         self.asked = -WATCHED_SECONDS  # when somebody asked for readiness
         self._closed = False
-        self._turn: float | None = None
+        self._turn: float | None = None  # when it began
+        self._before: float | None = None  # the one before it, in which those of this turn came in
         self._unanswered, self._stop = unanswered, stop
         self._ends: asyncio.Task[None] | None = None
 
@@ -92,7 +93,7 @@ class Door:
         if self._turn is None:  # all that the loop takes up in one turn came in before it
             self._turn = now
             asyncio.get_running_loop().call_soon(self._turned)
-        deadline.set(self._turn + self.seconds)
+        deadline.set((self._before or self._turn) + self.seconds)
         self.inside += 1
         self._entered += 1
         if not self._closed and now - self._turn < self.seconds / 2 or path in PROBES:
@@ -105,8 +106,12 @@ class Door:
         self.inside -= 1
 
     def _turned(self) -> None:
-        self._turn = None
+        self._before, self._turn = self._turn, None
         self.crowd, self._entered = self._entered, 0
+        asyncio.get_running_loop().call_soon(self._passed)
+
+    def _passed(self) -> None:
+        self._before = None
 
     def watch(self) -> None:
         """Puts itself before the server's own handler of SIGTERM, where the loop is of the main thread."""
