@@ -100,7 +100,7 @@ async def watched(pid: int, offered: Any) -> tuple[Any, list[Sample]]:
 
 
 def delivered(url: str, store: str) -> tuple[int, int]:
-    """Good answers that belong into the trail, and those in the store, once all have been shipped."""
+    """Good answers that belong into the trail, and documents in the store, once all have been shipped."""
     good = counted(url, "http_requests_total", "route", 'status="200"')
     given = sum(number for route, number in good.items() if route.startswith("/v1/") and route != "/v1/model")
     wait_for(lambda: sum(counted(url, "audit_documents_total", "outcome").values()) >= given, 600, "delivery")
@@ -122,6 +122,9 @@ def main() -> None:
     with ExitStack() as stack, asyncio.Runner() as runner:
         database = stack.enter_context(connection.database())
         store = stack.enter_context(elasticsearch() if shutil.which("docker") else nullcontext(""))
+        if store:
+            install = [sys.executable, "-m", "model_service", "telemetry", "install"]
+            subprocess.run(install, env=os.environ | {"ELASTICSEARCH_URL": store}, check=True, stdout=sys.stderr)
         port, pid = stack.enter_context(served(source, DATABASE_URL=database, ELASTICSEARCH_URL=store))
         url = f"http://127.0.0.1:{port}"
         full = Load(port, pid, requests(source), CONNECTIONS)
@@ -149,7 +152,7 @@ def main() -> None:
     ]  # fmt: skip
     if store:
         rows.append(row("answers that belong into the audit trail", sent, "answers"))
-        rows.append(row("of them not in it, or twice", abs(sent - stored), "answers", goal=0, least=False))
+        rows.append(row("difference from what it holds", abs(sent - stored), "answers", goal=0, least=False))
     report(OUT / "soak.json", rows)
     (OUT / "soak-memory.csv").write_text(
         "".join(f"{seconds:.0f},{megabytes:.1f}\n" for seconds, megabytes in samples), "utf-8"

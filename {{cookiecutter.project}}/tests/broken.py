@@ -22,7 +22,7 @@ import uvicorn
 from model_service.serving import app as served  # seals the process before anything else is imported
 
 from model_service import artifact, forecasting, settings  # isort: skip
-from model_service.serving import cache, database, door, edge, predictor, runtime, slots  # isort: skip
+from model_service.serving import cache, database, door, edge, predictor, runtime, shadow, slots  # isort: skip
 from model_service.store import connection as store  # isort: skip
 from model_service.telemetry import audit, metrics  # isort: skip
 
@@ -31,19 +31,20 @@ LIMITS = {"disk full": resource.RLIMIT_FSIZE, "memory used up": resource.RLIMIT_
 DAYS = {"clock jumps ahead": 400, "clock jumps back": -30_000}
 looks = itertools.count(1)
 planted = ""
-predict, now, answered = artifact.Model.predict, time.time, runtime.Runtime.answered
+predict, read, now, answered = artifact.Model.predict, artifact.read, time.time, runtime.Runtime.answered
 
 
 def failing(model: artifact.Model, rows: Any) -> Any:
-    if planted == "model raises":
+    who = "challenger" if model.version == "other" else "model"
+    if planted == f"{who} raises":
         raise RuntimeError("planted")
-    if planted == "model hangs":  # until it is told to stop, as a run of ONNX Runtime
-        options, until = artifact.interrupt.get(), time.monotonic() + 4
+    if planted == f"{who} hangs":  # until it is told to stop, as a run of ONNX Runtime
+        options, until = artifact.interrupt.get(), time.monotonic() + 8
         while time.monotonic() < until and not (options and options.terminate):
             time.sleep(0.005)
         raise RuntimeError("ended")
     made = predict(model, rows)
-    return made * np.nan if planted == "model gives NaN" else made
+    return made * np.nan if planted == f"{who} gives NaN" else made + (planted == f"{who} is wrong")
 
 
 def jump() -> timedelta:
@@ -95,10 +96,15 @@ def unguard() -> None:
     def at_once(self: audit.Audit, identifier: str, when: datetime, document: Any, small: bool = False) -> None:
         audit.connect(str(self.url)).bulk(operations=[{"create": {"_index": "now", "_id": identifier}}, document])
 
+    def asked(self: shadow.Shadow, rows: Any, values: Any) -> None:
+        values[:] = self.pair.challenger.predict(rows) if self.pair else values
+
     def none(self: runtime.Runtime, *_: Any) -> Any:
         raise RuntimeError("nothing stands in")
 
     def unread(folder: Path) -> Any:
+        if folder.name == artifact.CHALLENGER:
+            return read(folder)
         files = {name: (folder / name).read_bytes() for name in (*artifact.FILES, "explain.json")}
         return files, "sha256:" + "0" * 64
 
@@ -117,6 +123,7 @@ def unguard() -> None:
     database.Database._connected = connected  # type: ignore[method-assign]
     audit.Audit.put = at_once  # type: ignore[method-assign]
     runtime.Runtime.answered = aloud  # type: ignore[method-assign]
+    shadow.Shadow.put = asked  # type: ignore[method-assign]
     runtime.Runtime._stand_in = none  # type: ignore[method-assign]
     runtime.Runtime._plausible = lambda self, values, strange: values  # type: ignore[method-assign]
     predictor.Predictor._watch = lambda self: None  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TICK = 0.002
+END_SECONDS = 30.0  # for the last answers, which are not counted
 
 
 def posted(path: str, body: bytes) -> bytes:
@@ -120,7 +121,9 @@ class Load:
             await asyncio.sleep(TICK)
         self.tally.seconds, self.tally.waited = time.monotonic() - began, self._waited() - waited
         self._open = False
-        for line in self._lines:
+        while len(self._idle) < len(self._lines) and time.monotonic() < began + seconds + END_SECONDS:
+            await asyncio.sleep(TICK)
+        for line in [*self._lines]:
             line.transport.close()
         return self.tally
 
@@ -144,3 +147,6 @@ class Load:
 
     def lost(self, line: Line) -> None:
         self.tally.broken += self._open
+        self._lines.discard(line)
+        if line in self._idle:
+            self._idle.remove(line)
