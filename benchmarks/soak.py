@@ -136,14 +136,15 @@ def main() -> None:
     steady = [one for one in samples if one[0] > samples[-1][0] / 4]
     rise, low, high = grown(steady)
     hours = (steady[-1][0] - steady[0][0]) / 3600
-    expected = {200, 404, 422}
-    errors = tally.broken + sum(number for status, number in tally.answers.items() if status not in expected)
+    away = tally.answers[429] + tally.answers[503]
+    errors = tally.broken + tally.answers.total() - away - sum(tally.answers[status] for status in (200, 404, 422))
     rows = [
         row("requests a second, half of what it takes", tally.answers.total() / tally.seconds, "1/s",
             "all that it takes", can),
         row("p99 since a request was due", tally.quantile(0.99) * 1000, "ms"),
         row("answers", tally.answers.total(), "answers"),
         row("errors", errors, "answers", goal=0, least=False),
+        row("turned away by 429 or 503", away, "answers", goal=0, least=False),
         row("memory after a quarter of the time", steady[0][1], "MB"),
         row("memory at the end", steady[-1][1], "MB"),
         row(f"growth after a quarter, by the line ({low:+.2f} to {high:+.2f})", rise, "MB"),
