@@ -53,7 +53,7 @@ FILE, MEMORY, AHEAD = "model file corrupt", "memory used up", "clock jumps ahead
 MACHINE = ("disk full", MEMORY, AHEAD, "clock jumps back")
 APART = {*CHALLENGER, *AUDIT, *MACHINE} - {MEMORY}  # no answer depends on these
 ALLOWED = {"right", "degraded", "503", "429", "404"}
-EACH = max(25, int(os.environ.get("FAULTS", "425")) // 17)
+EACH = max(25, -(-int(os.environ.get("FAULTS", "425")) // 17))
 JSON = {"content-type": "application/json"}
 Stores = tuple[str, Callable[[bool], None]]
 
