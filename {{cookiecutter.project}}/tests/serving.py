@@ -57,7 +57,7 @@ def make_project(folder: Path, **serving: Any) -> Project:
     declared = contract.load(folder / "service.toml")
     made = Project(folder, features.inputs(declared), list(declared.target.horizons), np.empty(0))
     made.weights = np.random.default_rng(1).normal(size=(len(made.inputs), len(made.horizons)))
-    artifact.write(folder / "build" / "model", _files(made, declared), "fake")
+    artifact.write(folder / "build" / "model", _files(made, declared, poison=POISON), "fake")
     (folder / "build" / "model" / artifact.REPORT).write_text("<!doctype html><title>Made up</title>", "utf-8")
     return made
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import jsonschema
+import numpy as np
 import pytest
 from conftest import SAMPLE
 from serving import Project, make_project, serve
@@ -154,6 +156,17 @@ def test_every_answer_fits_its_schema(served: tuple[Project, httpx.Client]) -> N
             assert document.check(response, template + "/infer").status_code == status
     operations = {(path, method) for path, ways in document.made["paths"].items() for method in ways}
     assert {(path, method) for path, method, status in document.seen if status == 200} == operations
+
+
+def test_contributions_that_overflow_are_refused_as_the_inputs_they_are(served: tuple[Project, httpx.Client]) -> None:
+    made, client = served
+    draws, seen = np.random.default_rng(1), set()
+    for row in draws.choice([0.0, -5e307, -sys.float_info.max], (40, len(made.inputs)), p=(0.9, 0.05, 0.05)).tolist():
+        answer = client.post("/v1/explain", json={"instances": [dict(zip(made.inputs, row, strict=True))]})
+        seen.add(answer.status_code)
+        if answer.status_code != 200:
+            assert "instances.0: gives no finite forecast" in problem(answer, 422)["detail"]
+    assert seen == {200, 422}
 
 
 def test_explain_answers_for_instances_and_says_how(served: tuple[Project, httpx.Client]) -> None:

@@ -173,7 +173,7 @@ class Explainer:
             rest = value - contributions.sum(axis=2)
             size = np.maximum(np.abs(contributions).max(axis=2, initial=self._deviation), np.abs(value))
             off = np.abs(rest - start) / size
-        if (off[np.isfinite(value)] > TOLERANCE).any():
+        if (off[np.isfinite(value) & np.isfinite(rest)] > TOLERANCE).any():  # extreme inputs overflow in the sum
             raise ServiceError(f"the explanation of model {self.model.version} does not fit its graph")
         return Explained(value, rest, scale, contributions)  # the base takes what single precision rounds
 
