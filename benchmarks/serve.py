@@ -158,7 +158,8 @@ def main() -> None:
         env = {"PROJECT_ROOT": str(source), "DATABASE_URL": database, "ELASTICSEARCH_URL": store}
         ours = stack.enter_context(server(
             sys.executable, "-m", "uvicorn", "--app-dir", str(source), "model_service.serving.app:app", "--port",
-            "PORT", "--no-access-log", "--no-proxy-headers", folder=folder, **env))  # fmt: skip
+            "PORT", "--no-access-log", "--no-proxy-headers", "--http", "model_service.serving.protocol:Protocol",
+            folder=folder, **env))  # fmt: skip
         (folder / "inputs.json").write_text(json.dumps(card["inputs"]))
         (folder / "forecast.json").write_bytes(httpx.get(f"{ours}/v1/forecast").content)
         plain = {"MODEL": str(model), "INPUTS": "inputs.json", "FORECAST": "forecast.json"}

@@ -40,7 +40,8 @@ def served(source: Path, **environment: str) -> Iterator[tuple[int, int]]:
     from serving import answers, free_port
 
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(source), APP, "--port", str(port), "--no-access-log"]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(source), APP, "--port", str(port), "--no-access-log",
+               "--no-proxy-headers", "--http", "model_service.serving.protocol:Protocol"]  # fmt: skip
     env = os.environ | {"PROJECT_ROOT": str(source), "PORT": str(port), **environment}
     started = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

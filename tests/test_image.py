@@ -36,7 +36,8 @@ done
 # Starts the service, asks it for everything, and says which modules had to be compiled.
 COMPILED = """
 import json, pathlib, sys, threading, time, urllib.request, uvicorn
-server = uvicorn.Server(uvicorn.Config("model_service.serving.app:app", port=3000, log_config=None))
+server = uvicorn.Server(uvicorn.Config("model_service.serving.app:app", port=3000, log_config=None,
+                                       http="model_service.serving.protocol:Protocol"))
 def ask(path, body=None):
     request = urllib.request.Request("http://127.0.0.1:3000" + path, body, {"content-type": "application/json"})
     return urllib.request.urlopen(request).read()

@@ -21,13 +21,13 @@ COPY --from=app /app /app
 WORKDIR /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 ENVIRONMENT=production HOME=/tmp
 # The public base has no bytecode of the standard library, and nothing can be written later: what a start imports is compiled now.
-RUN python -c 'import concurrent.futures.thread, elasticsearch, encodings.idna, model_service.cli, urllib.request, uvicorn; uvicorn.Config("model_service.serving.app:app").load()'
+RUN python -c 'import concurrent.futures.thread, elasticsearch, encodings.idna, model_service.cli, urllib.request, uvicorn; uvicorn.Config("model_service.serving.app:app", http="model_service.serving.protocol:Protocol").load()'
 USER 10001:10001
 EXPOSE 3000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:3000/readyz', timeout=2)"]
-CMD ["python", "-m", "uvicorn", "model_service.serving.app:app", "--host", "0.0.0.0", "--port", "3000", "--no-access-log", "--no-proxy-headers", "--timeout-graceful-shutdown", "1"]
+CMD ["python", "-m", "uvicorn", "model_service.serving.app:app", "--host", "0.0.0.0", "--port", "3000", "--no-access-log", "--no-proxy-headers", "--http", "model_service.serving.protocol:Protocol", "--timeout-graceful-shutdown", "1"]
 ARG REVISION=uncommitted
 ARG MODEL_DIGEST
 ARG DATA_VERSION

@@ -1,5 +1,6 @@
 """The contract of the running service, the same whether BentoML serves it, uvicorn, or a container at SERVICE_URL."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ from serving import DEAD, POISON, SAMPLE, Project, Server, make_project, serve, 
 from model_service import artifact, explain
 from model_service.contract import Contract
 from model_service.loader import run
+from model_service.serving import protocol
 
 WAYS = ["given"] if os.environ.get("SERVICE_URL") else ["uvicorn", "bentoml"]
 LIMIT = 50_000
@@ -429,6 +431,39 @@ def test_a_database_that_hangs_is_given_up(tmp_path: Path) -> None:
         with serve(made, "uvicorn", DATABASE_URL=url) as running:
             held = httpx.get(f"{running.url}/v1/forecast", timeout=30).json()
             assert held["degraded"] == {"reason": "database_timeout", "source": "last_forecast"}
+
+
+class Written:
+    """A transport that notes what is written, and when it is closed."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.seen.append(data)
+
+    def close(self) -> None:
+        self.write(b"closed")
+
+
+def test_head_and_body_of_an_answer_are_written_at_once_and_a_head_alone_does_not_wait_for_long() -> None:
+    async def scene() -> None:
+        joined = protocol.Joined(written := Written())  # type: ignore[arg-type]
+        joined.write(b"head ")
+        assert not written.seen
+        joined.write(b"body")
+        joined.write(b"another head ")
+        joined.write(b"and body")
+        assert written.seen == [b"head body", b"another head and body"]
+        await asyncio.sleep(0)
+        joined.write(b"a head alone")
+        await asyncio.sleep(0)
+        joined.write(b"the last")
+        joined.close()
+        await asyncio.sleep(0)
+        assert written.seen[2:] == [b"a head alone", b"the last", b"closed"]
+
+    asyncio.run(scene())
 
 
 def test_a_body_that_never_ends_is_408(tmp_path: Path) -> None:
