@@ -97,7 +97,7 @@ class Predictor:
         waiting, self._waiting = self._waiting, []
         try:
             made = self._at_once(np.concatenate([rows for rows, _ in waiting]))
-        except Unable:
+        except Exception:  # whatever it is, it comes again for whom it concerns
             made = None
         first = 0
         for rows, future in waiting:
