@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import offered
 import pytest
+from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter
 from psycopg.conninfo import make_conninfo
 from serving import HANGS, HOLE, POISON, make_project, serve, wait_for
@@ -25,9 +26,10 @@ from test_service import problem
 
 from model_service import artifact
 from model_service.contract import Contract, Serving
-from model_service.serving import door, predictor, slots
+from model_service.serving import body, door, predictor, slots
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door
+from model_service.serving.edge import Problem
 from model_service.serving.slots import Full, Slots, Unable
 
 LATE = 5.0  # beyond any time that is asked for, and what a crowded machine adds
@@ -252,6 +254,24 @@ def test_work_is_given_up_where_a_requests_time_ends_and_is_told_so() -> None:
             with pytest.raises(TimeoutError):
                 await door.in_time(work(*waits))
         assert heard == ["CancelledError"] * 2
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("held_up", "status"), [(0.8, 429), (0.0, 408)])
+def test_a_body_that_comes_while_the_loop_is_held_up_is_not_called_late(held_up: float, status: int) -> None:
+    async def scene() -> None:
+        ours, _ = entrance(0.5)
+        ours.enter("/v1/predict")
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(0.4 if held_up else 60)
+            return {"type": "http.request", "body": b"{}"}
+
+        asyncio.get_running_loop().call_later(0.1, time.sleep, held_up)
+        with pytest.raises(Problem) as raised:
+            await body.read(Request({"type": "http", "headers": []}, receive))
+        assert raised.value.status == status
 
     asyncio.run(scene())
 
