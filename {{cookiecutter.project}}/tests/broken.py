@@ -4,6 +4,7 @@ With UNGUARDED=all the guards against them are taken away, with UNGUARDED=spans 
 clock that nobody sets: what a judge must be able to see.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -64,17 +65,24 @@ def jumped() -> float:
 
 
 def watch() -> None:
-    global planted
     while True:
-        said = FAULT.read_text("utf-8")
-        if said != planted:
-            for name, limit in LIMITS.items():
-                most = resource.getrlimit(limit)[1]
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-                low = 1 if limit == resource.RLIMIT_FSIZE else used + 3_000_000
-                resource.setrlimit(limit, (low if said == name else most, most))
-            planted = said
+        with contextlib.suppress(
+            MemoryError
+        ):  # which is for the service: whoever plants it must be able to take it back
+            plant(FAULT.read_text("utf-8"))
         time.sleep(0.1)  # seldom: a thread that comes often waits often
+
+
+def plant(said: str) -> None:
+    global planted
+    if said == planted:
+        return
+    for name, limit in LIMITS.items():
+        most = resource.getrlimit(limit)[1]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        low = 1 if limit == resource.RLIMIT_FSIZE else used + 3_000_000
+        resource.setrlimit(limit, (low if said == name else most, most))
+    planted = said
 
 
 def unguard_spans() -> None:

@@ -4,10 +4,10 @@ Who gives a work up frees its slot at once. The thread is told to stop, which a 
 one that cannot be stopped is left alone. Once as many are lost as there are slots no more are started, until one ends.
 """
 
+import _thread
 import asyncio
 import contextlib
 import contextvars
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -95,8 +95,10 @@ class Slots:
             with contextlib.suppress(RuntimeError):  # the loop has ended before it
                 loop.call_soon_threadsafe(settle, outcome)
 
-        try:  # not of a pool: that would wait for a lost thread when the process ends
-            threading.Thread(target=context.run, args=(work,), name="work", daemon=True).start()
+        # Not of a pool: that would wait for a lost thread when the process ends. Nor by `threading`: it waits until the
+        # thread has begun, for ever where that finds no memory for it, and the event loop with it.
+        try:
+            _thread.start_new_thread(context.run, (work,))
         except RuntimeError:  # the machine gives no more
             raise Unable("threads_lost") from None
         try:
