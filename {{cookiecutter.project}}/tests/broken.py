@@ -16,6 +16,7 @@ from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import uvicorn
@@ -121,20 +122,22 @@ def unguard() -> None:
         answered(self, route, *words, **more)
 
     audit.connect("http://127.0.0.1:1")  # imported now, which takes long
-    artifact.read = unread
-    audit.TIMEOUT_SECONDS = 3.0
-    for module in (predictor, database, runtime):
-        module.bounded = bare  # type: ignore[attr-defined]
-    runtime.in_time = whenever  # type: ignore[assignment]
-    predictor._told = lambda job: job()
     edge.MemoryError = slots.RuntimeError = ZeroDivisionError  # type: ignore[attr-defined]
-    database.Database._connected = connected  # type: ignore[method-assign]
-    audit.Audit.put = at_once  # type: ignore[method-assign]
-    runtime.Runtime.answered = aloud  # type: ignore[method-assign]
-    shadow.Shadow.put = asked  # type: ignore[method-assign]
-    runtime.Runtime._stand_in = none  # type: ignore[method-assign]
-    runtime.Runtime._plausible = lambda self, values, strange: values  # type: ignore[method-assign]
-    predictor.Predictor._watch = lambda self: None  # type: ignore[method-assign]
+    for owner, name, other in (
+        *((module, "bounded", bare) for module in (predictor, database, runtime)),
+        (artifact, "read", unread),
+        (audit, "TIMEOUT_SECONDS", 3.0),
+        (audit.Audit, "put", at_once),
+        (database.Database, "_connected", connected),
+        (predictor, "_told", lambda job: job()),
+        (predictor.Predictor, "_watch", lambda _: None),
+        (runtime, "in_time", whenever),
+        (runtime.Runtime, "_finite", lambda self, values, strange: values),
+        (runtime.Runtime, "_stand_in", none),
+        (runtime.Runtime, "answered", aloud),
+        (shadow.Shadow, "put", asked),
+    ):
+        patch.object(owner, name, other).start()  # fails where there is no such guard any more
 
 
 if __name__ == "__main__":
