@@ -20,7 +20,7 @@ APP, SERVER, ASIDE = "framework: the rest of the app", "server: uvicorn and sock
 STAGES = (CHECK, MODEL, AUDIT, LOG, ENCODE, APP, SERVER, ASIDE)
 OURS: tuple[Stage, ...] = (
     (CHECK, "model_service.serving.body:Inputs", ("rows", "strange", "outside")),
-    (CHECK, "model_service.serving.body", ("finite",)),
+    (CHECK, "model_service.serving.runtime", ("finite",)),
     (MODEL, "model_service.artifact:Model", ("predict",)),
     (AUDIT, "model_service.serving.runtime:Runtime", ("answered",)),
     (LOG, "model_service.telemetry.requests:Requests", ("put", "flush")),

@@ -154,10 +154,10 @@ def challenge(connection: Connection, version: int, reason: str) -> bool:
 def withdraw(connection: Connection, reason: str) -> int | None:
     """Retires the challenger; returns its version, None where there is none."""
     with _alone(connection):
-        now = challenger(connection)
-        if now:
-            _move(connection, now.version, "retired", "withdraw", reason)
-    return now.version if now else None
+        version = next((one for one, state in states(connection).items() if state == "challenger"), None)
+        if version is not None:
+            _move(connection, version, "retired", "withdraw", reason)
+    return version
 
 
 def rollback(connection: Connection, reason: str) -> int:

@@ -98,8 +98,11 @@ class Inputs:
 
     def outside(self, rows: Floats) -> list[list[str]]:
         """For each row the names of those; raises Problem 422 where `serving.out_of_range` says so."""
-        strange = [[self.names[column] for column in np.flatnonzero(row)] for row in self.strange(rows)]
-        if self._reject and any(strange):
+        flags = self.strange(rows)
+        if not flags.any():
+            return [[]] * len(rows)
+        strange = [[self.names[column] for column in np.flatnonzero(row)] for row in flags]
+        if self._reject:
             places = (f"instances.{number}.{name}" for number, row in enumerate(strange) for name in row)
             raise wrong((place, "is outside the range seen in training") for place in places)
         return strange

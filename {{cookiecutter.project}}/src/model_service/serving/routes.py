@@ -90,8 +90,7 @@ def build(runtime: Runtime) -> FastAPI:
         explainer = await runtime.explainer()
         most = explainer.most(limits.max_instances, limits.timeout_seconds / 2)
         rows = body.instances(given["instances"], model.inputs, most)
-        strange = runtime.predictor.inputs.outside(rows)
-        made_of = await runtime.contributions(rows, strange)
+        made_of, strange = await runtime.contributions(rows)
         explanations: list[dict[str, Any]] = []
         for row, names in enumerate(strange):
             parts = zip(model.horizons, explain.parts(model, made_of, row), strict=True)

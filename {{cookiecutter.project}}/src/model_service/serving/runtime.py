@@ -22,10 +22,10 @@ from model_service.serving.cache import Cache
 from model_service.serving.database import NO_DATA, Connection, Database, no_data
 from model_service.serving.edge import Problem, wrong
 from model_service.serving.predictor import Predictor
-from model_service.serving.shadow import SMALL, Shadow
+from model_service.serving.shadow import Shadow
 from model_service.serving.slots import Full, Slots, Unable, bounded, in_time
 from model_service.telemetry import request_id
-from model_service.telemetry.audit import Audit
+from model_service.telemetry.audit import SMALL, Audit
 from model_service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -199,9 +199,9 @@ class Runtime:
         self.shadow.put(rows, self._finite(values, strange))
         return values, strange
 
-    async def contributions(self, rows: Floats, strange: list[list[str]]) -> explain.Explained:
+    async def contributions(self, rows: Floats) -> tuple[explain.Explained, list[list[str]]]:
         """As `predict`."""
-        explainer = await self.explainer()
+        explainer, strange = await self.explainer(), self.predictor.inputs.outside(rows)
         key = ("explain", self.model.digest, rows.shape, rows.tobytes())
 
         def make() -> Awaitable[explain.Explained]:
@@ -210,7 +210,7 @@ class Runtime:
         kept = self._cache.get("explain", key, make, lambda it: sum(part.nbytes for part in (rows, *vars(it).values())))
         made = await self._answered(kept, "the explanation")
         self._finite(made.contributions.sum(axis=2) + made.value, strange)
-        return made
+        return made, strange
 
     async def explained(
         self, known_at: datetime | None, data_version: str | None, horizons: list[int] | None

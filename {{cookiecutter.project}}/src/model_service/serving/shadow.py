@@ -22,7 +22,7 @@ from model_service import artifact
 from model_service.features import Floats
 from model_service.serving.slots import Unable
 from model_service.telemetry import request_id
-from model_service.telemetry.audit import Audit
+from model_service.telemetry.audit import SMALL, Audit
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ OUTCOMES = (
 DEVIATIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 MOST = 2000  # rows in line
 REST = 4  # times as long as it worked
-SMALL = 10  # rows, whose record is small
 NEVER = float("inf")
 Question = tuple[str, datetime, Floats, Floats]  # request, time, inputs [N, F], answer [N, H]
 T = TypeVar("T")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TEMPLATE = "model-audit"
-FEW = 8
+SMALL, FEW = 10, 8  # rows of a small record; of which so many are written out at a time
 BATCH, BATCH_BYTES = 500, 5_000_000  # of one request
 MAX_QUEUED_BYTES = 64_000_000
 LINGER_SECONDS = 0.5
