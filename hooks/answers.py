@@ -80,6 +80,9 @@ def refuse(given: dict[str, Any], template: str, hook: str) -> int:
     Runs in the folder that cookiecutter has just made for the project; `hook` is the rendered hook's own file.
     """
     folder = os.getcwd()
+    moment = os.stat(folder).st_mtime
+    # Before it is listed: on a slow machine that comes late enough to look like somebody else's doing.
+    new = abs(os.stat(hook).st_mtime - moment) < SAME_MOMENT and _made(folder, moment)
     filled = bool(os.listdir(folder)) if os.path.isdir(folder) else True
     wrong = mistakes(given, rules(template))
     if filled:
@@ -91,17 +94,17 @@ def refuse(given: dict[str, Any], template: str, hook: str) -> int:
     # To stdout, before all else: cookiecutter prints its traceback there.
     sys.stdout.buffer.write("".join(f"{line}\n" for line in report).encode("utf-8", "backslashreplace"))
     sys.stdout.flush()
-    return _leave_nothing(given, folder, filled, os.stat(hook).st_mtime)
+    return _leave_nothing(given, folder, filled, new)
 
 
-def _leave_nothing(given: dict[str, Any], folder: str, filled: bool, now: float) -> int:
+def _leave_nothing(given: dict[str, Any], folder: str, filled: bool, new: bool) -> int:
     """Removes the folders that this bake made above or beside the project's own, which cookiecutter removes itself."""
     moment = os.stat(folder).st_mtime
     parents = [folder]
     while os.path.dirname(parents[-1]) != parents[-1]:
         parents.append(os.path.dirname(parents[-1]))
     made = []
-    if abs(now - moment) < SAME_MOMENT and _made(folder, moment):
+    if new:
         for parent in parents[1:]:
             if not _made(parent, moment) or len(os.listdir(parent)) != 1:
                 break

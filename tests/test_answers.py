@@ -100,6 +100,18 @@ def test_refused_bake_keeps_empty_folders_that_were_there(
     refuse(project=name)
 
 
+def test_refused_bake_leaves_nothing_where_the_machine_is_slow(tmp_path: Path) -> None:
+    slow = tmp_path / "slow/sitecustomize.py"
+    slow.parent.mkdir()
+    slow.write_text("import time; time.sleep(0.5)")  # in every Python that starts, that of the hook too
+    env = environment(tmp_path / "home", PYTHONPATH=str(slow.parent))
+    (tmp_path / "out").mkdir()
+    words = ("--no-input", "--default-config", ROOT, "project=a/b/C")
+    done = run("cookiecutter", *words, cwd=tmp_path / "out", env=env, check=False)
+    assert done.returncode == 1 and "project: 'a/b/C'" in done.stdout
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_refused_bake_leaves_no_output_folder_either(tmp_path: Path) -> None:
     done = cookiecutter(tmp_path / "out", tmp_path / "home", "-o", "new/deep", check=False, project="No")
     assert done.returncode == 1 and "project: 'No'" in done.stdout.splitlines()[1]
