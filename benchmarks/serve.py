@@ -144,9 +144,11 @@ def main() -> None:
     if missing := [tool for tool in ("wrk", "docker") if not shutil.which(tool)]:
         sys.exit(f"{' and '.join(missing)} missing: install (Debian, Ubuntu: apt install wrk; macOS: brew install wrk)")
     subprocess.run(["make", "load", "train", "build"], check=True)
+    sys.path.append("tests")  # of the project
     from model_service import settings
     from model_service.serving.bento import stage
     from model_service.store import connection
+    from serving import started_by_the_image
 
     source = stage(settings.root()) / "src"
     model = source / "model/model.onnx"
@@ -156,10 +158,8 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database, store = stack.enter_context(connection.database()), stack.enter_context(elasticsearch())
         env = {"PROJECT_ROOT": str(source), "DATABASE_URL": database, "ELASTICSEARCH_URL": store}
-        ours = stack.enter_context(server(
-            sys.executable, "-m", "uvicorn", "--app-dir", str(source), "model_service.serving.app:app", "--port",
-            "PORT", "--no-access-log", "--no-proxy-headers", "--http", "model_service.serving.protocol:Protocol",
-            folder=folder, **env))  # fmt: skip
+        command = [sys.executable, "-m", *started_by_the_image("PORT"), "--app-dir", str(source)]
+        ours = stack.enter_context(server(*command, folder=folder, **env))
         (folder / "inputs.json").write_text(json.dumps(card["inputs"]))
         (folder / "forecast.json").write_bytes(httpx.get(f"{ours}/v1/forecast").content)
         plain = {"MODEL": str(model), "INPUTS": "inputs.json", "FORECAST": "forecast.json"}

@@ -37,11 +37,11 @@ Sample = tuple[float, float]  # seconds, megabytes
 @contextmanager
 def served(source: Path, **environment: str) -> Iterator[tuple[int, int]]:
     """Port and process of a server as the container's; its log goes nowhere."""
-    from serving import answers, free_port
+    from serving import answers, free_port, started_by_the_image
 
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(source), APP, "--port", str(port), "--no-access-log",
-               "--no-proxy-headers", "--http", "model_service.serving.protocol:Protocol"]  # fmt: skip
+    words = [APP if word == "model_service.serving.app:app" else word for word in started_by_the_image(port)]
+    command = [sys.executable, "-m", *words, "--app-dir", str(source)]
     env = os.environ | {"PROJECT_ROOT": str(source), "PORT": str(port), **environment}
     started = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -87,7 +87,7 @@ def plant(said: str) -> None:
 
 
 def unguard_spans() -> None:
-    for spans in (door, cache, predictor, runtime):
+    for spans in (door, cache, predictor, runtime, slots):
         spans.time = SimpleNamespace(monotonic=jumped, perf_counter=time.perf_counter)  # type: ignore[attr-defined]
 
 
@@ -130,12 +130,12 @@ def unguard() -> None:
         (audit.Audit, "put", at_once),
         (database.Database, "_connected", connected),
         (predictor, "_told", lambda job: job()),
-        (predictor.Predictor, "_watch", lambda _: None),
         (runtime, "in_time", whenever),
         (runtime.Runtime, "_finite", lambda self, values, strange: values),
         (runtime.Runtime, "_stand_in", none),
         (runtime.Runtime, "answered", aloud),
         (shadow.Shadow, "put", asked),
+        (slots.Interrupter, "_watch", lambda _: None),
     ):
         patch.object(owner, name, other).start()  # fails where there is no such guard any more
 

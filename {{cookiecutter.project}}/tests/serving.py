@@ -186,6 +186,13 @@ class Server:
         return self.process.wait(30)
 
 
+def started_by_the_image(port: int | str) -> list[str]:
+    """What the container's `python -m` runs, on another port of this machine alone."""
+    image = (ROOT / "images" / "service.Dockerfile").read_text("utf-8")
+    words = json.loads(str(re.findall(r"(?m)^CMD (.*)", image)[-1]))
+    return [*words[2:], "--host", "127.0.0.1", "--port", str(port)]  # the last of each counts
+
+
 @contextmanager
 def serve(made: Project, way: str, **environment: str) -> Iterator[Server]:
     """Serves the project by `uvicorn`, as the container does, `bentoml` (built first), or `broken`; then stops it."""
@@ -195,9 +202,7 @@ def serve(made: Project, way: str, **environment: str) -> Iterator[Server]:
     env |= {"PYTHONPATH": str(made.root / "src"), "DATABASE_URL": DEAD, **environment}
     command: Sequence[str]
     if way == "uvicorn":
-        image = (ROOT / "images" / "service.Dockerfile").read_text("utf-8")
-        words = json.loads(str(re.findall(r"(?m)^CMD (.*)", image)[-1]))
-        command = [*words[2:], "--host", "127.0.0.1", "--port", str(port)]  # the last of each counts
+        command = started_by_the_image(port)
     elif way == "broken":
         env["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
         command = ["broken"]

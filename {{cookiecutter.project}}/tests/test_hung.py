@@ -1,5 +1,7 @@
 """A replica that hangs for good, and one that is told to stop while others do not let it: both end, in time."""
 
+import asyncio
+import os
 import re
 import signal
 import socket
@@ -107,6 +109,22 @@ def test_a_process_that_was_suspended_does_not_hang(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGCONT)
         time.sleep(3 * watchdog.TICK_SECONDS)
         assert ask(server.url, "/v1/predict", made.instance) == 200
+
+
+def test_an_event_loop_that_is_never_idle_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(watchdog, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "HUNG_SECONDS", 1.0)
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    async def busy() -> None:
+        watchdog.start({}, 0.0, lambda: None)
+        until = time.monotonic() + 3
+        while time.monotonic() < until and not ended:
+            await asyncio.sleep(0)
+
+    asyncio.run(busy())
+    assert ended == []
 
 
 def test_neither_a_mute_audit_store_nor_who_does_not_read_keeps_it_from_an_orderly_end(tmp_path: Path) -> None:

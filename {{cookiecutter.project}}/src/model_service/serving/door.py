@@ -91,8 +91,8 @@ class Door:
         """Lets a request in, to be followed by `leave`; or status and detail of a refusal."""
         now = time.monotonic()
         if self._turn is None:  # all that the loop takes up in one turn came in before it
-            self._turn = now
             asyncio.get_running_loop().call_soon(self._turned)
+            self._turn = now
         deadline.set((self._before or self._turn) + self.seconds)
         self.inside += 1
         self._entered += 1
@@ -108,7 +108,11 @@ class Door:
     def _turned(self) -> None:
         self._before, self._turn = self._turn, None
         self.crowd, self._entered = self._entered, 0
-        asyncio.get_running_loop().call_soon(self._passed)
+        try:
+            asyncio.get_running_loop().call_soon(self._passed)
+        except MemoryError:
+            self._before = None  # or it were the beginning of all that is yet to come
+            raise
 
     def _passed(self) -> None:
         self._before = None

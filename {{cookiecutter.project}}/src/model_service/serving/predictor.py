@@ -6,13 +6,11 @@ Requests that come in the same turn of the loop are asked together: a run's cost
 import asyncio
 import contextvars
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import onnxruntime
 
 from model_service import artifact, forecasting
 from model_service.contract import Serving
@@ -20,7 +18,7 @@ from model_service.features import Floats
 from model_service.serving.body import Inputs
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door
-from model_service.serving.slots import Slots, Unable, bounded
+from model_service.serving.slots import NEVER, Interrupted, Interrupter, Slots, Unable, bounded
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +26,6 @@ T = TypeVar("T")
 MOMENT_SECONDS = 0.002
 WARY_SECONDS = 60.0
 FEW = 10  # rows of a request that is asked together with others
-NEVER = float("inf")
 
 
 class Made(NamedTuple):
@@ -52,12 +49,10 @@ class Predictor:
         self.inputs = Inputs(model.inputs, model.card.get("input_range", {}), limits)
         self.door, self._cache = door, cache
         self._waiting: list[tuple[Floats, asyncio.Future[Made | None]]] = []
-        self._grace = seconds / 4
         self._row_seconds = _measured(model)
-        self._since, self._wary = NEVER, -NEVER
-        self._options = onnxruntime.RunOptions()
-        self._ended = threading.Event()
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._wary = -NEVER
+        self._interrupter = Interrupter(seconds / 4)
+        self._interrupter.start()
 
     async def predict(self, rows: Floats) -> Floats:
         """Inputs [N, F] to forecasts [N, H], whatever they are; raises Unable and Full."""
@@ -95,43 +90,33 @@ class Predictor:
     def _together(self) -> None:
         """Answers all that wait; with None where the model does not take them all, as one of them may be the cause."""
         waiting, self._waiting = self._waiting, []
+        parts: list[Made | None] = [None] * len(waiting)
         try:
-            made = self._at_once(np.concatenate([rows for rows, _ in waiting]))
+            if made := self._at_once(np.concatenate([rows for rows, _ in waiting])):
+                ends = np.cumsum([len(rows) for rows, _ in waiting[:-1]])
+                parts = [Made(values, made.sound) for values in np.split(made.values, ends)]
         except Exception:  # whatever it is, it comes again for whom it concerns
-            made = None
-        first = 0
-        for rows, future in waiting:
+            parts = [None] * len(waiting)
+        for part, (_, future) in zip(parts, waiting, strict=True):
             if not future.done():
-                future.set_result(made and Made(made.values[first : first + len(rows)], made.sound))
-            first += len(rows)
+                future.set_result(part)
 
     def _at_once(self, rows: Floats) -> Made | None:
         if len(rows) * self._row_seconds >= MOMENT_SECONDS or time.monotonic() <= self._wary:
             return None
-        artifact.interrupt.set(self._options)
-        self._since = started = time.monotonic()
+        started = time.monotonic()
         try:
-            values = _told(self._job(rows))
-            return Made(values, bool(np.isfinite(values).all() and not self.inputs.strange(rows).any()))
-        except Unable:
-            if self._options.terminate:
-                return None
-            raise
+            values = self._interrupter.run(lambda: _told(self._job(rows)))
+        except Interrupted:
+            return None
         finally:
-            self._since = NEVER
-            if self._options.terminate:
-                self._options = onnxruntime.RunOptions()
-            if time.monotonic() - started > self._grace:
+            if time.monotonic() - started > self._interrupter.seconds:
                 self._wary = time.monotonic() + WARY_SECONDS
                 log.warning("the model took %.2f seconds in the event loop", time.monotonic() - started)
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._grace / 2):
-            if time.monotonic() - self._since > self._grace:
-                self._options.terminate = True
+        return Made(values, bool(np.isfinite(values).all() and not self.inputs.strange(rows).any()))
 
     def stop(self) -> None:
-        self._ended.set()
+        self._interrupter.stop()
 
 
 def _told(job: Callable[[], T]) -> T:

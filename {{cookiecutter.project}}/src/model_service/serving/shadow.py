@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnxruntime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from model_service import artifact
 from model_service.features import Floats
-from model_service.serving.slots import Unable
+from model_service.serving.slots import Interrupted, Interrupter, Unable
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import SMALL, Audit
 
@@ -32,7 +31,6 @@ OUTCOMES = (
 DEVIATIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 MOST = 2000  # rows in line
 REST = 4  # times as long as it worked
-NEVER = float("inf")
 Question = tuple[str, datetime, Floats, Floats]  # request, time, inputs [N, F], answer [N, H]
 T = TypeVar("T")
 
@@ -74,12 +72,11 @@ class Shadow:
     ) -> None:
         self.pair: Pair | None = None
         self.fault: str | None = None
-        self._folder, self._registry, self._audit, self._head, self._seconds = folder, registry, audit, head, seconds
+        self._folder, self._registry, self._audit, self._head = folder, registry, audit, head
         self._line: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
         self._given = self._taken = 0  # rows; one thread alone writes each
         self._open = False
-        self._since = NEVER
-        self._options = onnxruntime.RunOptions()
+        self._interrupter = Interrupter(seconds)
         self._ended = threading.Event()
         self._said: set[str] = set()
 
@@ -98,7 +95,7 @@ class Shadow:
         loaded.set_function(lambda: float(self.pair is not None))
         self._open = True
         try:
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            self._interrupter.start()
             threading.Thread(target=self._work, args=[champion], name="shadow", daemon=True).start()
         except RuntimeError as error:  # the machine gives no more
             self._refuse(error)
@@ -124,6 +121,7 @@ class Shadow:
         """May be called again; does not wait for it."""
         self._open = False
         self._ended.set()
+        self._interrupter.stop()
         self._line.put(None)
 
     def _work(self, champion: artifact.Model) -> None:
@@ -172,23 +170,9 @@ class Shadow:
         self._audit.put(identifier, when, document, small=len(rows) <= SMALL)
 
     def _in_time(self, job: Callable[[], T]) -> T:
-        """`job`, which asks the model; raises Unable where it took too long: the watch ends a run then."""
-        self._options = options = onnxruntime.RunOptions()
-        artifact.interrupt.set(options)
-        self._since = started = time.monotonic()
-        try:
-            made = job()
-        except Exception:
-            if options.terminate:
-                raise Unable("model_timeout") from None
-            raise
-        finally:
-            self._since = NEVER
-        if time.monotonic() - started > self._seconds:
-            raise Unable("model_timeout")
+        """`job`, which asks the model; raises Interrupted, also where it came to an end too late."""
+        started = time.monotonic()
+        made = self._interrupter.run(job)
+        if time.monotonic() - started > self._interrupter.seconds:
+            raise Interrupted
         return made
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._seconds / 4):
-            if time.monotonic() - self._since > self._seconds:
-                self._options.terminate = True

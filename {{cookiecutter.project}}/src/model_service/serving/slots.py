@@ -8,6 +8,8 @@ import _thread
 import asyncio
 import contextlib
 import contextvars
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from model_service.serving import door
 from model_service.serving.edge import Problem
 
 T = TypeVar("T")
+NEVER = float("inf")
 
 
 class Full(Problem):
@@ -32,6 +35,50 @@ class Full(Problem):
 
 class Unable(Exception):
     """An answer cannot be made; the message is the reason, as a degraded answer and the metrics name it."""
+
+
+class Interrupted(Unable):
+    """A run of the model was ended."""
+
+    def __init__(self) -> None:
+        super().__init__("model_timeout")
+
+
+class Interrupter:
+    """Ends a run of the model that lasts longer than `seconds`, at its next node; there is one run at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._since = NEVER
+        self._options = onnxruntime.RunOptions()
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Raises RuntimeError where the machine gives no more threads."""
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def run(self, job: Callable[[], T]) -> T:
+        """`job`, which asks the model, in this thread; raises Interrupted, and what `job` raises."""
+        artifact.interrupt.set(self._options)
+        self._since = time.monotonic()
+        try:
+            return job()
+        except Exception:
+            if self._options.terminate:
+                raise Interrupted from None
+            raise
+        finally:
+            self._since = NEVER
+            if self._options.terminate:
+                self._options = onnxruntime.RunOptions()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.seconds / 4):
+            if time.monotonic() - self._since > self.seconds:
+                self._options.terminate = True
 
 
 class Slots:

@@ -40,6 +40,8 @@ def start(slots: Mapping[str, Slots], seconds: float, last: Callable[[], None]) 
                 turned.clear()
                 try:
                     loop.call_soon_threadsafe(turned.set)
+                except MemoryError:  # it is asked again at the next tick
+                    turned.set()
                 except RuntimeError:  # it has ended
                     return
         what = max(hanging, key=hanging.__getitem__)
