@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import time
@@ -13,9 +12,8 @@ from pathlib import Path
 import httpx
 import onnx
 import pytest
-from conftest import ROOT
 from onnx import helper
-from serving import Project, Server, make_project, serve
+from serving import Project, Server, make_project, serve, started_by_the_image
 
 from model_service import artifact, contract
 from model_service.serving import watchdog
@@ -145,6 +143,6 @@ def test_neither_a_mute_audit_store_nor_who_does_not_read_keeps_it_from_an_order
 
 
 def test_the_image_gives_the_server_less_time_to_stop_than_the_service_has() -> None:
-    image = (ROOT / "images" / "service.Dockerfile").read_text("utf-8")
-    (server,) = re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', image)
+    words = started_by_the_image(0)
+    server = words[words.index("--timeout-graceful-shutdown") + 1]
     assert audit.FLUSH_SECONDS + 1 + int(server) < contract.END_SECONDS

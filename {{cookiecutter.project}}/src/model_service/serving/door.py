@@ -106,13 +106,10 @@ class Door:
         self.inside -= 1
 
     def _turned(self) -> None:
-        self._before, self._turn = self._turn, None
+        before, self._turn = self._turn, None
         self.crowd, self._entered = self._entered, 0
-        try:
-            asyncio.get_running_loop().call_soon(self._passed)
-        except MemoryError:
-            self._before = None  # or it were the beginning of all that is yet to come
-            raise
+        asyncio.get_running_loop().call_soon(self._passed)
+        self._before = before
 
     def _passed(self) -> None:
         self._before = None

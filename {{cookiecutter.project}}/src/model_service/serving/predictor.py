@@ -4,6 +4,7 @@ Requests that come in the same turn of the loop are asked together: a run's cost
 """
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import time
@@ -91,12 +92,10 @@ class Predictor:
         """Answers all that wait; with None where the model does not take them all, as one of them may be the cause."""
         waiting, self._waiting = self._waiting, []
         parts: list[Made | None] = [None] * len(waiting)
-        try:
+        with contextlib.suppress(Exception):  # whatever it is, it comes again for whom it concerns
             if made := self._at_once(np.concatenate([rows for rows, _ in waiting])):
                 ends = np.cumsum([len(rows) for rows, _ in waiting[:-1]])
                 parts = [Made(values, made.sound) for values in np.split(made.values, ends)]
-        except Exception:  # whatever it is, it comes again for whom it concerns
-            parts = [None] * len(waiting)
         for part, (_, future) in zip(parts, waiting, strict=True):
             if not future.done():
                 future.set_result(part)
@@ -104,15 +103,14 @@ class Predictor:
     def _at_once(self, rows: Floats) -> Made | None:
         if len(rows) * self._row_seconds >= MOMENT_SECONDS or time.monotonic() <= self._wary:
             return None
-        started = time.monotonic()
         try:
             values = self._interrupter.run(lambda: _told(self._job(rows)))
         except Interrupted:
             return None
         finally:
-            if time.monotonic() - started > self._interrupter.seconds:
+            if self._interrupter.took > self._interrupter.seconds:
                 self._wary = time.monotonic() + WARY_SECONDS
-                log.warning("the model took %.2f seconds in the event loop", time.monotonic() - started)
+                log.warning("the model took %.2f seconds in the event loop", self._interrupter.took)
         return Made(values, bool(np.isfinite(values).all() and not self.inputs.strange(rows).any()))
 
     def stop(self) -> None:

@@ -49,6 +49,7 @@ class Interrupter:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.took = 0.0  # seconds, the last run
         self._since = NEVER
         self._options = onnxruntime.RunOptions()
         self._ended = threading.Event()
@@ -68,7 +69,7 @@ class Interrupter:
                 raise Interrupted from None
             raise
         finally:
-            self._since = NEVER
+            self.took, self._since = time.monotonic() - self._since, NEVER
             if self._options.terminate:
                 self._options = onnxruntime.RunOptions()
 
