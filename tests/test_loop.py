@@ -75,15 +75,16 @@ def bake_with_environment(
     return _bake
 
 
-def test_gradient_boosting_passes_the_gate_on_the_unemployment_rate(
-    bake_with_environment: Callable[..., BakedProject],
+@pytest.mark.parametrize("estimator", ["elastic_net", "random_forest", "gradient_boosting"])
+def test_every_other_estimator_passes_the_gate_on_the_unemployment_rate(
+    bake_with_environment: Callable[..., BakedProject], estimator: str
 ) -> None:
-    project = bake_with_environment(estimator="gradient_boosting")
+    project = bake_with_environment(estimator=estimator)
     project.service("migrate")
     project.service("load")
     done = project.service("train")
     assert "is the champion" in done.stdout
-    assert json.loads(project.text("build/report.json"))["card"]["estimator"] == "gradient_boosting"
+    assert json.loads(project.text("build/report.json"))["card"]["estimator"] == estimator
 
 
 def test_a_service_that_reads_fred_trains_a_champion_and_passes_its_tests_of_loading_and_training(

@@ -279,8 +279,8 @@ def collapsed(size: float) -> AbstractContextManager[Any]:
 
 
 def narrow(size: float) -> AbstractContextManager[Any]:
-    honest = backtest.offsets
-    return patch.object(backtest, "offsets", lambda errors: size * honest(errors))
+    honest = backtest._intervals
+    return patch.object(backtest, "_intervals", lambda *asked: size * honest(*asked))
 
 
 # ---- The graph that came out ----

@@ -393,6 +393,34 @@ def test_the_backtest_says_how_far_it_is(table: Cases) -> None:
     assert said == [f"backtest {done}/31 origins" for done in (12, 24, 31)]
 
 
+def covered(step: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Share of errors inside their interval by level, from when they are three times as large as before."""
+    monkeypatch.setattr(backtest, "STEP", step)
+    errors = np.random.default_rng(1).normal(size=900) * np.where(np.arange(900) < 300, 1, 3)
+    given = np.full((len(errors), len(backtest.LEVELS), 2), np.nan)
+    for number in range(len(errors)):
+        given[number] = backtest.offsets(errors[:number], given[:number])
+    inside = (errors[300:, None] >= given[300:, :, 0]) & (errors[300:, None] <= given[300:, :, 1])
+    assert (np.diff(given[backtest.FEWEST_ERRORS :], axis=1) * [-1, 1] >= 0).all()  # the wider holds the narrower
+    return [float(share) for share in inside.mean(axis=0)]
+
+
+def test_intervals_widen_after_misses_until_they_cover_what_they_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted, fixed = covered(backtest.STEP, monkeypatch), covered(0.0, monkeypatch)
+    assert adapted == pytest.approx(backtest.LEVELS, abs=0.05)
+    assert fixed[0] < backtest.LEVELS[0] - 0.1
+
+
+def test_an_interval_is_the_one_that_could_be_given_at_its_origin(table: Cases) -> None:
+    places = np.arange(table.first_backtest, len(table.origin) - 1)
+    forecast = np.repeat(table.anchor[places][:, None], 3, axis=1)
+    found = backtest._intervals(table, places, forecast)
+    assert not np.isnan(found[-1]).any()
+    for number in (30, 100, len(places) - 5):
+        then = replace(table, origin=table.origin[: places[number] + 1])
+        np.testing.assert_array_equal(backtest._intervals(then, places[:number], forecast[:number])[-1], found[number])
+
+
 def truth_at(table: Cases, place: int) -> Any:
     known = table.labels(int(table.origin[place]))
     known[place:] = np.nan

@@ -20,6 +20,7 @@ T = TypeVar("T")
 WORTH = 4.0  # seconds of work from which on processes are started
 LEVELS = (0.8, 0.95)
 FEWEST_ERRORS = 24  # an interval from fewer realized errors would be a guess
+STEP = 0.005  # by which a miss moves a level: that of Gibbs and Candès, not one that suits some data
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Backtest:
 
     def spread(self, forecast: Floats) -> list[dict[str, Any]]:
         """Intervals around a forecast made now, as offsets, from the errors of `forecast` [m, H] that are known now."""
-        errors = self.truth - forecast
+        now = _intervals(self.table, self.places, forecast)[-1]
         return [
             {"horizon": horizon, "level": level, "lower": float(low), "upper": float(high)}
-            for number, horizon in enumerate(self.table.contract.target.horizons)
-            for level, (low, high) in zip(LEVELS, offsets(errors[:, number]), strict=True)
+            for horizon, ends in zip(self.table.contract.target.horizons, now, strict=True)
+            for level, (low, high) in zip(LEVELS, ends, strict=True)
         ]
 
 
@@ -76,7 +77,8 @@ def run(table: Cases, say: Callable[[str], None] = lambda _: None) -> Backtest:
     made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     forecast = made.pop("model")
     truth = table.labels(int(table.origin[-1]))[places]
-    return Backtest(table, places, forecast, truth, made, *_intervals(table, places, forecast), searches)
+    ends = forecast[:, :, None, None] + _intervals(table, places, forecast)[:-1]
+    return Backtest(table, places, forecast, truth, made, ends[..., 0], ends[..., 1], searches)
 
 
 def _light(table: Cases) -> Cases:
@@ -118,30 +120,36 @@ def _block(table: Cases, block: Integers) -> tuple[dict[str, Floats], search.Cho
     return {"model": made} | estimators.baselines(table, known, block), choice
 
 
-def offsets(errors: Floats) -> Floats:
-    """Interval offsets [L, 2] from one horizon's realized errors; NaN from too few.
+def offsets(errors: Floats, before: Floats) -> Floats:
+    """Interval offsets [L, 2] at an origin, for one horizon; NaN from too few errors.
 
-    Split-conformal quantiles: the ceil((n+1) q)-th smallest; from 39 errors on both levels cover what they claim.
+    errors: at the origins before it, NaN where not yet realized. before: the offsets that were given there, [n, L, 2].
+    Split-conformal quantiles, the ceil((n+1) q)-th smallest, at levels that adapt: each miss beyond those due raises
+    the level by STEP, each one short of them lowers it (Gibbs, Candès 2021, adaptive conformal inference). Errors come
+    in bursts, as in a recession: intervals of a fixed level would stay too narrow ever after.
     """
-    errors = np.sort(errors[~np.isnan(errors)])
-    if errors.size < FEWEST_ERRORS:
+    realized = ~np.isnan(errors)
+    count = int(realized.sum())
+    if count < FEWEST_ERRORS:
         return np.full((len(LEVELS), 2), np.nan)
-    count = errors.size
-    found = []
-    for level in LEVELS:
-        rank = int(np.ceil((count + 1) * (1 + level) / 2)) - 1
-        found.append((errors[max(0, count - 1 - rank)], errors[min(count - 1, rank)]))
-    return np.array(found)
+    judged = realized & ~np.isnan(before[:, 0, 0])
+    known = errors[judged, None]
+    missed = (known < before[judged, :, 0]) | (known > before[judged, :, 1])
+    levels = LEVELS + STEP * (missed - (1 - np.array(LEVELS))).sum(axis=0)
+    levels = np.maximum.accumulate(np.clip(levels, 0, 1))  # the wider interval holds the narrower one
+    rank = np.minimum(np.ceil((count + 1) * (1 + levels) / 2).astype(int), count) - 1
+    ordered = np.sort(errors[realized])
+    return np.stack([ordered[count - 1 - rank], ordered[rank]], axis=1)
 
 
-def _intervals(table: Cases, places: Integers, forecast: Floats) -> tuple[Floats, Floats]:
-    """Lower and upper ends [m, H, L], from the errors that were known at each origin."""
-    found = np.full((*forecast.shape, len(LEVELS), 2), np.nan)
-    for number, place in enumerate(places):
+def _intervals(table: Cases, places: Integers, forecast: Floats) -> Floats:
+    """Offsets [m + 1, H, L, 2] at each origin, from the errors that were known there; last, from those known now."""
+    found = np.full((len(places) + 1, forecast.shape[1], len(LEVELS), 2), np.nan)
+    for number, place in enumerate([*places, len(table.origin) - 1]):
         errors = (table.labels(int(table.origin[place]))[places] - forecast)[:number]
-        found[number] = [offsets(one) for one in errors.T]
-    ends = forecast[:, :, None, None] + found
-    return ends[..., 0], ends[..., 1]
+        for horizon, one in enumerate(errors.T):
+            found[number, horizon] = offsets(one, found[:number, horizon])
+    return found
 
 
 def leaked(table: Cases, places: list[int]) -> list[int]:
