@@ -168,3 +168,11 @@ def test_an_address_where_no_template_is(project: BakedProject, tmp_path: Path) 
     says = refused(project, "fred", status=1, TEMPLATE=f"file://me:secret@localhost{tmp_path}/none")
     assert "is TEMPLATE, or COMMIT, the right one?" in says
     assert "secret" not in says
+
+
+def test_a_template_that_is_older_than_its_own_script_is_named(project: BakedProject, template: Path) -> None:
+    older = BakedProject(template, project.env)
+    older.run("git", "rm", "-q", "scripts/add_source.py")
+    older.run("git", "commit", "-q", "-m", "As it was before")
+    says = refused(project, "fred", TEMPLATE=str(template), COMMIT="main")
+    assert "is older than this project: it has no scripts/add_source.py" in says and "COMMIT=main" in says
