@@ -64,35 +64,22 @@ def states(connection: Connection) -> dict[int, str]:
 
 def champion(connection: Connection) -> Registered | None:
     """The model that was promoted last, or None."""
-    return _registered(
-        connection.execute(
-            "SELECT version, digest, files, onnx FROM promotion JOIN model USING (version)"
-            " ORDER BY promotion_id DESC LIMIT 1"
-        )
-    )
+    return _first(connection, "promotion JOIN model USING (version) ORDER BY promotion_id DESC LIMIT 1")
 
 
 def challenger(connection: Connection) -> Registered | None:
     """The model in the shadow, or None."""
-    return _registered(
-        connection.execute(
-            f"SELECT version, digest, files, onnx FROM ({STATES}) newest JOIN model USING (version)"  # noqa: S608
-            " WHERE state_to = 'challenger'"
-        )
-    )
+    return _first(connection, f"({STATES}) newest JOIN model USING (version) WHERE state_to = 'challenger'")
 
 
 def find(connection: Connection, model: str) -> Registered | None:
     """The registered model of that digest or version, or None."""
-    return _registered(
-        connection.execute(
-            "SELECT version, digest, files, onnx FROM model WHERE %s IN (digest, version::text)", [model]
-        )
-    )
+    return _first(connection, "model WHERE %s IN (digest, version::text)", model)
 
 
-def _registered(rows: psycopg.Cursor[Any]) -> Registered | None:
-    row = rows.fetchone()
+def _first(connection: Connection, among: str, *asked: str) -> Registered | None:
+    """The first model of `among`: what follows FROM in a statement."""
+    row = connection.execute(f"SELECT version, digest, files, onnx FROM {among}", asked).fetchone()  # noqa: S608
     if row is None:
         return None
     version, digest, texts, onnx = row
@@ -140,13 +127,12 @@ def challenge(connection: Connection, version: int, reason: str) -> bool:
     """
     with _alone(connection):
         named(connection, str(version))
-        now = states(connection)
-        if now.get(version) == "champion":
+        state = states(connection).get(version)
+        if state == "champion":
             raise UsageError(f"model {version} is the champion: it cannot be its own challenger")
-        if now.get(version) == "challenger":
+        if state == "challenger":
             return False
-        for one in [one for one, state in now.items() if state == "challenger"]:
-            _move(connection, one, "retired", "promote", f"replaced by model {version}")
+        _retire_challenger(connection, "promote", f"replaced by model {version}")
         _move(connection, version, "challenger", "promote", reason)
     return True
 
@@ -154,10 +140,14 @@ def challenge(connection: Connection, version: int, reason: str) -> bool:
 def withdraw(connection: Connection, reason: str) -> int | None:
     """Retires the challenger; returns its version, None where there is none."""
     with _alone(connection):
-        version = next((one for one, state in states(connection).items() if state == "challenger"), None)
-        if version is not None:
-            _move(connection, version, "retired", "withdraw", reason)
-    return version
+        return _retire_challenger(connection, "withdraw", reason)
+
+
+def _retire_challenger(connection: Connection, action: str, reason: str) -> int | None:
+    if (found := challenger(connection)) is None:
+        return None
+    _move(connection, found.version, "retired", action, reason)
+    return found.version
 
 
 def rollback(connection: Connection, reason: str) -> int:
