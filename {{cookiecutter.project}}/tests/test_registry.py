@@ -505,6 +505,13 @@ def test_a_challenger_is_named_and_the_champion_stays(desk: Callable[..., tuple[
     assert registry.states(loader) == {1: "champion", 2: "challenger"}
 
 
+def test_a_challenger_is_not_made_and_retired_at_once(desk: Callable[..., tuple[int, str]], loader: Connection) -> None:
+    desk("promote", "2", "--challenger")
+    code, said = desk("promote", "--challenger", "--no-challenger")
+    assert (code, "leave one of them out" in said) == (2, True)
+    assert registry.states(loader) == {1: "champion", 2: "challenger"}
+
+
 def test_a_challenger_is_built_beside_the_champion_until_it_is_withdrawn(
     desk: Callable[..., tuple[int, str]], loader: Connection, project: Path
 ) -> None:

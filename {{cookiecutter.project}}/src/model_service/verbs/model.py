@@ -54,6 +54,8 @@ def promote(arguments: Namespace) -> None:
     from model_service import artifact, registry
 
     if arguments.no_challenger:
+        if arguments.challenger:
+            raise UsageError("--challenger makes one, --no-challenger retires it: leave one of them out")
         return _withdraw(arguments)
     reason = f"signed off by {arguments.sign_off}: {arguments.reason}" if arguments.sign_off else arguments.reason
     by_hand = not (arguments.artifact or arguments.challenger)  # an image's model was the champion where it was built
