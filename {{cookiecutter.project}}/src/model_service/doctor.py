@@ -1,6 +1,7 @@
 """Does what we hold still fit together: ledger and rows, checks, registry and what is built; and is it fresh."""
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -29,6 +30,10 @@ def examine(contract: Contract, connection: Connection, now: datetime) -> list[F
         *_waiting(contract, connection),
         *_live(contract, connection),
     ]
+
+
+def text(findings: list[Finding]) -> str:
+    return "\n".join(f"{one['state']:5} {one['check']}: {one['says']}" for one in findings)
 
 
 def _finding(check: str, state: str, says: str) -> Finding:
@@ -120,33 +125,27 @@ def _chunks(connection: Connection) -> list[Finding]:
 def _champion(connection: Connection) -> Finding:
     champion = registry.champion(connection)
     if champion is None:
-        return _finding("champion", "look", "no model is champion: run `train`, or promote one of `models list`")
-    try:
-        built = artifact.load(settings.model_folder())
-        built.check()
-    except artifact.ArtifactError as error:
-        return _finding("champion", "look", f"model {champion.version} is the champion, but {error}")
-    if built.digest != champion.digest:
-        return _finding(
-            "champion", "look", f"model {champion.version} is the champion, model {built.version} is built: run `build`"
-        )
-    return _finding("champion", "ok", f"model {champion.version} is the champion and is built")
+        return _finding("champion", "look", str(registry.NoModel()))
+    return _built("champion", champion, settings.model_folder())
 
 
 def _challenger(connection: Connection) -> list[Finding]:
     """What is in the shadow, by the registry and as built; nothing where it is nothing in both."""
     challenger, folder = registry.challenger(connection), settings.model_folder() / artifact.CHALLENGER
-    if not challenger and not folder.is_dir():
-        return []
-    says = f"model {challenger.version} is the challenger" if challenger else "no model is the challenger"
+    return [_built("challenger", challenger, folder)] if challenger or folder.is_dir() else []
+
+
+def _built(role: str, registered: registry.Registered | None, folder: Path) -> Finding:
+    """Whether the model of that role is the one in `folder`, and sound there."""
+    says = f"model {registered.version} is the {role}" if registered else f"no model is the {role}"
     try:
-        built = artifact.load(folder) if folder.is_dir() else None
+        built = artifact.load(folder)
+        built.check()
     except artifact.ArtifactError as error:
-        return [_finding("challenger", "look", f"{says}, but {error}")]
-    if challenger and built and built.digest == challenger.digest:
-        return [_finding("challenger", "ok", f"{says} and is built")]
-    other = f"model {built.version}" if built else "none"
-    return [_finding("challenger", "look", f"{says}, {other} is built: run `build`")]
+        return _finding(role, "look", f"{says}, but {error}: run `build`")
+    if registered and built.digest == registered.digest:
+        return _finding(role, "ok", f"{says} and is built")
+    return _finding(role, "look", f"{says}, model {built.version} is built: run `build`")
 
 
 def _waiting(contract: Contract, connection: Connection) -> list[Finding]:

@@ -34,11 +34,12 @@ def put(arguments: Namespace, result: Any, text: str) -> None:
     print(json.dumps(result, indent=1, default=str) if arguments.json else text)
 
 
-def show(arguments: Namespace, find: Callable[[Connection], T], text: Callable[[T], str]) -> None:
-    """Puts what `find` finds in the database."""
+def show(arguments: Namespace, find: Callable[[Connection], T], text: Callable[[T], str]) -> T:
+    """Puts what `find` finds in the database, and returns it."""
     with database() as url, connect(url) as connection:
         found = find(connection)
     put(arguments, found, text(found))
+    return found
 
 
 def record_forecast(contract: Contract, url: str) -> None:

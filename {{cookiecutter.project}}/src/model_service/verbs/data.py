@@ -135,21 +135,17 @@ def trace(arguments: Namespace) -> int:
 
     if not arguments.observation and (arguments.as_of or arguments.data_version):
         raise UsageError("--as-of and --data-version go with --observation: an answer names its own, a load has none")
-    answer = trace.read_answer(arguments.answer) if arguments.answer else None
-    with database() as url, connect(url) as connection:
-        if answer:
-            found = trace.walk(declared(), connection, answer)
-            text, whole = trace.text(found), found["complete"]
-        elif arguments.observation:
-            series, period = arguments.observation
-            clocks = arguments.as_of or datetime.now(UTC), arguments.data_version
-            found = lineage.observation(declared(), connection, series, period, *clocks)
-            text, whole = lineage.observation_text(found), found["load"]["hash_holds"]
-        else:
-            found = lineage.affected(connection, arguments.affected)
-            text, whole = lineage.affected_text(found), True
-    put(arguments, found, text)
-    return 0 if whole else 1
+    if arguments.answer:
+        answer = trace.read_answer(arguments.answer)
+        steps = show(arguments, lambda connection: trace.walk(declared(), connection, answer), trace.text)
+        return 0 if steps["complete"] else 1
+    if arguments.observation:
+        asked = *arguments.observation, arguments.as_of or datetime.now(UTC), arguments.data_version
+        cell = show(arguments, lambda connection: lineage.observation(declared(), connection, *asked),
+                    lineage.observation_text)  # fmt: skip
+        return 0 if cell["load"]["hash_holds"] else 1
+    show(arguments, lambda connection: lineage.affected(connection, arguments.affected), lineage.affected_text)
+    return 0
 
 
 def doctor(arguments: Namespace) -> int:
@@ -158,7 +154,6 @@ def doctor(arguments: Namespace) -> int:
     if arguments.ml_test_score:
         show(arguments, lambda connection: ml_test_score.score(settings.root(), connection), ml_test_score.text)
         return 0
-    with database() as url, connect(url) as connection:
-        findings = doctor.examine(declared(), connection, datetime.now(UTC))
-    put(arguments, findings, "\n".join(f"{one['state']:5} {one['check']}: {one['says']}" for one in findings))
+    now = datetime.now(UTC)
+    findings = show(arguments, lambda connection: doctor.examine(declared(), connection, now), doctor.text)
     return int(any(one["state"] == "BAD" for one in findings))
