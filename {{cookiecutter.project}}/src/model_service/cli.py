@@ -23,8 +23,6 @@ def main(words: list[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except psycopg.OperationalError as error:
         return _fail(f"the database went away: {error}", 1)
-    except psycopg.errors.UndefinedTable:
-        return _fail("the database has no tables of this service: run `python -m model_service migrate`", 1)
     except psycopg.Error as error:
         return _fail(f"the database refused: {str(error).strip().splitlines()[0]}", 1)
     except KeyboardInterrupt:

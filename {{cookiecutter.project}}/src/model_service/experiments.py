@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -25,29 +24,17 @@ SELECT m.version, m.digest, coalesce(s.state_to, 'candidate') AS state, coalesce
        m.files->>'card.json' AS card
 FROM model m LEFT JOIN ({registry.STATES}) s USING (version) ORDER BY m.version DESC
 """  # noqa: S608
+RECORD = """
+INSERT INTO training_run (outcome, version, known_at, data_version, parameters, figures, gate, provenance, page,
+                          seconds, who)
+SELECT outcome, version, known_at, data_version, parameters, figures, gate, provenance, page, seconds, who
+FROM jsonb_populate_record(NULL::training_run, %s) RETURNING run_id
+"""
 
 
-def record(
-    connection: Connection,
-    *,
-    outcome: str,
-    version: int | None,
-    known_at: datetime,
-    data_version: str,
-    parameters: Mapping[str, Any],
-    figures: Mapping[str, Any],
-    gate: list[Row],
-    provenance: Mapping[str, Any],
-    page: str | None,
-    seconds: float,
-) -> int:
-    """Appends a training run; returns its number. `version` None: the gate refused."""
-    parts = [_json(part) for part in (parameters, figures, gate, provenance)]
-    made = connection.execute(
-        "INSERT INTO training_run (outcome, version, known_at, data_version, parameters, figures, gate, provenance,"
-        " page, seconds, who) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING run_id",
-        [outcome, version, known_at, data_version, *parts, page, seconds, who()],
-    ).fetchone()
+def record(connection: Connection, **columns: Any) -> int:
+    """Appends a training run, given by the columns of its table; returns its number. No `version`: the gate refused."""
+    made = connection.execute(RECORD, [_json(columns | {"who": who()})]).fetchone()
     return int(made[0]) if made else 0
 
 

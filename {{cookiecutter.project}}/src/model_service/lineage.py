@@ -7,16 +7,15 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
 
 from model_service import periods
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
+from model_service.listing import Row, fetch
 from model_service.mistakes import nearest
 from model_service.store import raw, read
 
 Connection = psycopg.Connection[Any]
-Row = dict[str, Any]
 
 # Rows behind the inputs at a pair of clocks: of each series the last values known then, as far back as inputs reach.
 # A row that says "missing" or "deleted" among them counts too: without it there would be an older value. The loads
@@ -79,13 +78,13 @@ def observation(
 
     Raises UsageError for an unknown series or a period that is none of it, ServiceError when nothing was known of it.
     """
-    series = _rows(connection, "SELECT frequency FROM series WHERE name = %s", [name])
+    series = fetch(connection, "SELECT frequency FROM series WHERE name = %s", [name])
     if not series:
         raise UsageError(f"no series {name!r} was ever loaded{nearest(name, contract.series)}")
     clocks = read.data_version(connection, version)
     valid_time = _period(period, series[0]["frequency"])
     asked = {"name": name, "valid_time": valid_time, "known_at": known_at, "loads": json.dumps(clocks.loads)}
-    found = _rows(connection, CELL, asked)
+    found = fetch(connection, CELL, asked)
     if not found:
         raise ServiceError(f"nothing was known of {name} for {valid_time:%Y-%m-%d} at {known_at.isoformat()}")
     cell = {"series": name, "period": valid_time.date(), **found[0]}
@@ -118,8 +117,8 @@ def affected(connection: Connection, load_id: int) -> dict[str, Any]:
     load = files(connection, [load_id])
     if not load:
         raise UsageError(f"there is no load {load_id}: see `load list`")
-    corrections = _rows(connection, CORRECTED_BY, {"load": load_id})
-    of = [row["load_id"] for row in corrections or _rows(connection, SAID_BY, {"load": load_id})]
+    corrections = fetch(connection, CORRECTED_BY, {"load": load_id})
+    of = [row["load_id"] for row in corrections or fetch(connection, SAID_BY, {"load": load_id})]
     return {
         "load": load[0],
         "corrected_by": [row["load_id"] for row in corrections if row["kind"] == "correction"],
@@ -139,15 +138,15 @@ def _forward(
     asked |= {"of": of, "wrong": wrong and wrong["load_id"]}
     needed: dict[str, dict[str, int]] = {}
     models, forecasts = [], []
-    for row in _rows(connection, "SELECT version, digest, files->>'card.json' AS card FROM model ORDER BY version"):
+    for row in fetch(connection, "SELECT version, digest, files->>'card.json' AS card FROM model ORDER BY version"):
         card = json.loads(row.pop("card"))
         clocks, inputs = card["trained_as_of"], card["reach"]
         needed[row["digest"]] = inputs
         pair = {"names": list(inputs), "known_at": clocks["known_at"], "loads": json.dumps(card["loads"])}
-        if read_there := [one["name"] for one in _rows(connection, TRAINED_ON, asked | pair)]:
+        if read_there := [one["name"] for one in fetch(connection, TRAINED_ON, asked | pair)]:
             models.append(row | {"trained_as_of": clocks, "series": read_there})
     resting = {row["digest"] for row in models}
-    for row in _rows(connection, FORECASTS):
+    for row in fetch(connection, FORECASTS):
         asked_then = needed.get(row["model_digest"], {}), row["known_at"], row.pop("loads")
         rows = used(connection, *asked_then)
         if wrong:
@@ -175,16 +174,12 @@ def used(
 ) -> list[Row]:
     """The rows behind a forecast by both clocks; `needed` as `reach` of the model's card."""
     asked = {"names": list(needed), "reach": list(needed.values()), "known_at": known_at, "loads": json.dumps(loads)}
-    return _rows(connection, USED, asked | {"also": list(also)})
-
-
-def _rows(connection: Connection, statement: str, asked: Any = None) -> list[Row]:
-    return connection.cursor(row_factory=dict_row).execute(statement, asked).fetchall()
+    return fetch(connection, USED, asked | {"also": list(also)})
 
 
 def files(connection: Connection, load_ids: list[int]) -> list[Row]:
     """The loads, and whether the bytes kept of each still have their hash."""
-    found = _rows(
+    found = fetch(
         connection,
         "SELECT load_id, dataset, kind, origin, status, request, request->>'file' AS file, payload_sha256 AS sha256,"
         " committed_at, code_version, parser_version, rules FROM load WHERE load_id = ANY(%s) ORDER BY load_id",

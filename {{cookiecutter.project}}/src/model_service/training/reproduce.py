@@ -133,9 +133,8 @@ def compared(recorded: Mapping[str, bytes], made: Mapping[str, bytes], inputs: A
     files = sorted(name for name in {*recorded, *made} if recorded.get(name) != made.get(name))
     apart = _apart(artifact.Model(recorded, ""), artifact.Model(made, ""), inputs)
     holds = apart is not None and apart <= PARITY if moved else not files
-    cut = bool(cards[0].get("search_cut"))
-    found = {"holds": holds, "files": files, "card": names, "platform": moved, "apart": apart, "rows": len(inputs)}
-    return found | {"search_cut": cut}
+    return {"holds": holds, "files": files, "card": names, "platform": moved, "apart": apart, "rows": len(inputs),
+            "search_cut": bool(cards[0].get("search_cut"))}  # fmt: skip
 
 
 def _apart(recorded: artifact.Model, made: artifact.Model, inputs: Any) -> float | None:
