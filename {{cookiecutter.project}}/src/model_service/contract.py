@@ -63,8 +63,8 @@ class Source(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str
     max_vanished: Share = 0.05  # of what was held, that a complete payload may lack
-    cadence_days: Annotated[float, Field(gt=0)] | None = None  # between two times that something new becomes known
-    poll_seconds: Annotated[float, Field(gt=0)] | None = None  # between two looks of `load --follow`
+    cadence_days: Positive | None = None  # between two times that something new becomes known
+    poll_seconds: Positive | None = None  # between two looks of `load --follow`
 
     @property
     def options(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Train(Section):
     first_origin: date
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     search: Annotated[int, Field(ge=0, le=200)] = 0  # settings tried at each refit; 0: those of the estimator
-    search_seconds: Annotated[float, Field(gt=0)] = 60  # at each refit; cut by it, two trainings may differ
+    search_seconds: Positive = 60  # at each refit; cut by it, two trainings may differ
 
 
 class Gate(Section):
@@ -160,7 +160,7 @@ class Gate(Section):
 class Serving(Section):
     max_instances: PositiveInt = 1000
     max_body_bytes: PositiveInt = 1_000_000
-    timeout_seconds: Annotated[float, Field(gt=0)] = 2.0  # of every request, from its arrival
+    timeout_seconds: Positive = 2.0  # of every request, from its arrival
     concurrency: PositiveInt = 4  # answers in the making off the event loop: by the database, and by the model
     queue: NonNegativeInt = 64  # requests in line behind each of the two; who comes then gets 429
     drain_seconds: Annotated[float, Field(ge=0)] = 1.5  # not ready any more, but answering, before a stop
@@ -175,10 +175,10 @@ class Serving(Section):
 
 
 class Alerts(Section):
-    data_late_days: Annotated[float, Field(gt=0)] = 45
+    data_late_days: Positive = 45
     error_ratio: Share = 0.01
-    latency_seconds: Annotated[float, Field(gt=0)] = 0.25
-    live_rmse_ratio: Annotated[float, Field(gt=0)] = 1.5
+    latency_seconds: Positive = 0.25
+    live_rmse_ratio: Positive = 1.5
 
 
 class Retrain(Section):
@@ -186,8 +186,8 @@ class Retrain(Section):
 
     new_loads: PositiveInt = 1
     drift_share: Share = 0.1
-    live_rmse_ratio: Annotated[float, Field(gt=0)] = 1.3
-    age_days: Annotated[float, Field(gt=0)] = 180
+    live_rmse_ratio: Positive = 1.3
+    age_days: Positive = 180
 
 
 class Contract(Section):

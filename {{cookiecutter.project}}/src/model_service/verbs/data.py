@@ -4,6 +4,7 @@ from argparse import Namespace
 from datetime import UTC, datetime
 
 from model_service import listing, settings
+from model_service.contract import Contract
 from model_service.errors import Blocked, UsageError
 from model_service.mistakes import nearest
 from model_service.store import ledger, quarantine
@@ -22,22 +23,22 @@ def migrate(arguments: Namespace) -> None:
 def load(arguments: Namespace) -> int:
     from model_service.loader import Window, run
 
+    window = Window(arguments.first, arguments.last)
+    in_part = arguments.dry_run or window != Window()
     if (arguments.correct is None) != (arguments.reason is None):
         raise UsageError("--correct LOAD and --reason TEXT go together")
-    window = Window(arguments.first, arguments.last)
-    if arguments.follow:
-        if arguments.correct is not None or arguments.dry_run or window != Window():
-            raise UsageError("--follow loads what comes: leave out --correct, --dry-run, --from and --to")
-        return _follow(arguments)
-    if arguments.correct is not None:
-        if arguments.dry_run or window != Window():
-            raise UsageError("--correct reads the kept bytes of one load: leave out --dry-run, --from and --to")
-        with database() as url:
-            return _again(arguments, url, arguments.correct, "correction")
+    if arguments.follow and (arguments.correct is not None or in_part):
+        raise UsageError("--follow loads what comes: leave out --correct, --dry-run, --from and --to")
+    if arguments.correct is not None and in_part:
+        raise UsageError("--correct reads the kept bytes of one load: leave out --dry-run, --from and --to")
     if arguments.first and arguments.last and arguments.first > arguments.last:
         raise UsageError(f"--from {arguments.first} lies after --to {arguments.last}")
     contract = declared()
     with database() as url:
+        if arguments.follow:
+            return _follow(arguments, contract, url)
+        if arguments.correct is not None:
+            return _again(arguments, contract, url, arguments.correct, "correction")
         results = run.load(contract, url, settings.root(), say, arguments.dry_run, window)
         outcomes = [result["outcome"] for result in results]
         if "loaded" in outcomes:
@@ -49,21 +50,18 @@ def load(arguments: Namespace) -> int:
     return Blocked.exit_code if "blocked" in outcomes else 0
 
 
-def _follow(arguments: Namespace) -> int:
+def _follow(arguments: Namespace, contract: Contract, url: str) -> int:
     from model_service.loader.follow import follow
 
-    contract = declared()
-    with database() as url:
-        found = follow(contract, url, settings.root(), say, lambda: record_forecast(contract, url))
+    found = follow(contract, url, settings.root(), say, lambda: record_forecast(contract, url))
     lines = [f"{name}: {', '.join(f'{count} {what}' for what, count in one.items())}" for name, one in found.items()]
     put(arguments, found, "\n".join(["stopped", *lines]))
     return 0
 
 
-def _again(arguments: Namespace, url: str, number: int, kind: str) -> int:
+def _again(arguments: Namespace, contract: Contract, url: str, number: int, kind: str) -> int:
     from model_service.loader import run
 
-    contract = declared()
     result = run.again(contract, url, number, kind, arguments.reason, say)
     text = result["outcome"]
     if text == "loaded":
@@ -120,7 +118,7 @@ def quarantine_replay(arguments: Namespace) -> int:
             ledger.first_hand(connection, number)
             if not quarantine.waiting(connection, number):
                 raise UsageError(f"nothing that load {number} refused waits for a replay: see `load show {number}`")
-        return _again(arguments, url, number, "retry")
+        return _again(arguments, declared(), url, number, "retry")
 
 
 def quarantine_drop(arguments: Namespace) -> None:
