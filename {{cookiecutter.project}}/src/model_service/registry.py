@@ -45,9 +45,7 @@ def register(connection: Connection, folder: Path, reason: str) -> int:
         ).fetchone()
         if row:
             _move(connection, row[0], "candidate", "register", reason)
-        else:
-            row = connection.execute("SELECT version FROM model WHERE digest = %s", [digest]).fetchone()
-    return int(row[0]) if row else 0
+        return named(connection, digest).version
 
 
 def _move(connection: Connection, version: int, to: str, action: str, reason: str) -> None:

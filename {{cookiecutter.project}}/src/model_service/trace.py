@@ -14,6 +14,7 @@ from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 
 Connection = psycopg.Connection[Any]
+TRAINED = ("trained_as_of", "loads", "data_hash", "git_commit", "source_hash", "lock_hash")  # what is told of the card
 
 
 def read_answer(source: str) -> dict[str, Any]:
@@ -41,22 +42,22 @@ def walk(contract: Contract, connection: Connection, answer: dict[str, Any]) -> 
         "SELECT loads FROM data_version WHERE version = %s", [clocks["data_version"]]
     ).fetchone()
     loads = version[0] if version else {}
-    reach = json.loads(model.files["card.json"])["reach"] if model else features.reach(contract)
-    used = lineage.used(connection, reach, datetime.fromisoformat(clocks["known_at"]), loads)
+    card = json.loads(model.files["card.json"]) if model else {"reach": features.reach(contract)}
+    used = lineage.used(connection, card["reach"], datetime.fromisoformat(clocks["known_at"]), loads)
     rows = [row for row in used if row["value"] is not None]
     files = lineage.files(connection, sorted({row["load_id"] for row in rows}))
     again = _again(contract, connection, model, answer) if model and version else None
-    found = {
+    whole = bool(rows and again == "equal" and all(one["hash_holds"] for one in files))
+    return {
+        "complete": whole,
         "model": {"digest": answer["model"]["digest"], "version": model.version if model else None,
-                  "trained": _trained(json.loads(model.files["card.json"])) if model else None},
+                  "trained": {name: card[name] for name in TRAINED} if model else None},
         "as_of": clocks,
         "loads_at_that_version": loads,
         "made_again": again,
         "files": files,
         "rows": rows,
     }  # fmt: skip
-    whole = bool(rows and again == "equal" and all(one["hash_holds"] for one in files))
-    return {"complete": whole, **found}
 
 
 def _again(contract: Contract, connection: Connection, model: registry.Registered, answer: dict[str, Any]) -> str:
@@ -92,9 +93,3 @@ def text(steps: dict[str, Any]) -> str:
         known = f"known from {row['known_from']:%Y-%m-%d}, load {row['load_id']}"
         lines.append(f"row     {row['series']} {row['period']} {row['value']:g}  {known}")
     return "\n".join([*lines, "complete" if steps["complete"] else "INCOMPLETE: see the lines in capitals"])
-
-
-def _trained(card: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: card[name] for name in ("trained_as_of", "loads", "data_hash", "git_commit", "source_hash", "lock_hash")
-    }
