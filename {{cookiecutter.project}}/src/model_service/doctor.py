@@ -2,15 +2,12 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import psycopg
 
 from model_service import artifact, freshness, live, registry, settings
 from model_service.contract import Contract
 from model_service.loader import checks
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 Finding = dict[str, str]
 MANY_CHUNKS = 80
 

@@ -4,13 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import psycopg
-
 from model_service import registry
 from model_service.listing import Row, columns, fetch
 from model_service.settings import who
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 LONG = 100  # characters
 # What `models diff` compares, in this order; of a card, everything else follows from it.
 PARTS = {

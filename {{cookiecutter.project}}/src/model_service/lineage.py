@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import psycopg
-
 from model_service import periods
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.listing import Row, fetch
 from model_service.mistakes import nearest
 from model_service.store import raw, read
-
-Connection = psycopg.Connection[Any]
+from model_service.store.connection import Connection
 
 # Rows behind the inputs at a pair of clocks: of each series the last values known then, as far back as inputs reach.
 # A row that says "missing" or "deleted" among them counts too: without it there would be an older value. The loads

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
 from psycopg.rows import dict_row
 
 from model_service.errors import UsageError
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 Row = dict[str, Any]
 COUNTS = ("fetched", "new", "changed", "same", "deleted", "quarantined", "vanished")
 THEN = {"correction": "corrected", "retry": "replayed", "late": "what a later vintage says repeated"}

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from model_service import artifact
 from model_service.digests import of_code
 from model_service.errors import ServiceError, UsageError
 from model_service.settings import who
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 STATES = "SELECT DISTINCT ON (version) version, state_to, at FROM transition ORDER BY version, transition_id DESC"
 
 

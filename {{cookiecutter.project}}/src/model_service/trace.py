@@ -7,13 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from model_service import features, forecasting, lineage, registry
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 TRAINED = ("trained_as_of", "loads", "data_hash", "git_commit", "source_hash", "lock_hash")  # what is told of the card
 
 

@@ -16,6 +16,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 # A host that vanished is noticed within a minute, on either side: its claim would last for hours otherwise.
 KEEPALIVES: dict[str, Any] = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 Role = Literal["owner", "loader", "reader"]
+Connection = psycopg.Connection[Any]
 
 
 class DatabaseAway(ServiceError):

@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import psycopg
 
 from model_service import artifact, experiments, registry
 from model_service.errors import ServiceError
+from model_service.store.connection import Connection
 from model_service.training import report
 from model_service.training.run import INPUTS
 from model_service.training.serialize import PARITY
@@ -27,7 +27,7 @@ ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOK
 
 
 def reproduce(
-    connection: psycopg.Connection[Any], url: str, root: Path, model: str, bundle: Path | None, say: Say
+    connection: Connection, url: str, root: Path, model: str, bundle: Path | None, say: Say
 ) -> dict[str, Any]:
     """Trains `model` (version or digest) again, in folders of its own; nothing is registered.
 

@@ -9,15 +9,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import psycopg
-
 from model_service import settings
 from model_service.contract import Contract, load
 from model_service.errors import ServiceError
-from model_service.store.connection import connect, database
+from model_service.store.connection import Connection, connect, database
 
 T = TypeVar("T")
-Connection = psycopg.Connection[Any]
 
 
 def say(line: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from model_service import settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
-from model_service.store.connection import connect, database
-from model_service.verbs import Connection, declared, put, record_forecast, say, show
+from model_service.store.connection import Connection, connect, database
+from model_service.verbs import declared, put, record_forecast, say, show
 
 
 def train(arguments: Namespace) -> None:
