@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from serving import DEAD, POISON, SAMPLE, Project, Server, make_project, serve, wait_for
+from test_report import Seen
 
 from model_service import artifact, explain
 from model_service.contract import Contract
@@ -93,6 +95,18 @@ def test_docs_list_the_routes(service: Running) -> None:
     assert service.client.get("/docs").status_code == 200
     paths = service.client.get("/openapi.json").json()["paths"]
     assert {"/v1/forecast", "/v1/predict", "/v1/model", "/report", "/livez", "/readyz", "/metrics"} <= set(paths)
+
+
+def test_docs_need_no_other_host(service: Running) -> None:
+    page = service.client.get("/docs").text
+    assert "url: '/openapi.json'" in page and "//" not in page
+    parts = {part.rpartition("/")[2]: service.client.get(part) for part in Seen(page).outside}
+    assert {name: (part.status_code, len(part.content) > 1000) for name, part in parts.items()} == {
+        "swagger-ui.css": (200, True), "swagger-ui-bundle.js": (200, True), "favicon.png": (200, True)
+    }  # fmt: skip
+    style = parts["swagger-ui.css"].text
+    assert "@import" not in style and re.findall(r"url\((?!\"?data:)", style) == []
+    assert problem(service.client.get("/redoc"), 404)  # it would show a picture from its maker's host
 
 
 def test_the_report_of_the_model_is_a_page(service: Running) -> None:

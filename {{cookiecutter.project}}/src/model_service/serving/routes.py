@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
+from fastapi_offline import FastAPIOffline
 from starlette.responses import HTMLResponse, Response
 
 from model_service import explain, forecasting
@@ -37,7 +38,11 @@ def build(runtime: Runtime) -> FastAPI:
         await runtime.stop()
 
     service, limits = runtime.contract.service, runtime.contract.serving
-    app = FastAPI(title=service.name, description=service.description, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPIOffline(
+        # ReDoc shows a picture from its maker's host, so it is not there at all.
+        redoc_url=None, static_url="/docs/static", title=service.name, description=service.description,
+        lifespan=lifespan, redirect_slashes=False,
+    )  # fmt: skip
     edge.install(app)
     answers = schema.install(app, runtime.contract)
 
