@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
 from model_service.artifact import Model, Tensor
@@ -17,16 +17,17 @@ from model_service.features import Floats
 from model_service.serving import body
 from model_service.serving.edge import Problem, as_json, wrong
 from model_service.serving.runtime import Runtime
-from model_service.serving.schema import Answers
+from model_service.serving.schema import told
 
 REQUEST = {"id", "parameters", "inputs", "outputs"}
 FORM = '{"inputs": [{"name": ..., "shape": [...], "datatype": ..., "data": [...]}]}'
 BINARY = "inference-header-content-length"  # what announces the binary extension
 
 
-def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
+def add(app: FastAPI, runtime: Runtime) -> None:
     """Adds the protocol's routes to `app`."""
     name, limits = runtime.contract.service.name, runtime.contract.serving
+    of_model = APIRouter()
 
     def named(model: str, version: str | None) -> Model:
         """The one that is served, by its name and, where one is given, its version; raises Problem 404."""
@@ -38,36 +39,30 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
             )
         return runtime.model
 
-    @app.get("/v2/health/live", response_class=Response, responses=answers("Live", form="Error"))
+    @app.get("/v2/health/live", **told("Live"))
     async def live() -> Response:
         """The process answers."""
         return as_json({"live": True})
 
-    @app.get("/v2/health/ready", response_class=Response, responses=answers("ServerReady", 429, 503, form="Error"))
+    @app.get("/v2/health/ready", **told("ServerReady", 429, 503))
     async def ready() -> Response:
         """The model is whole, as at /readyz."""
         await runtime.check()
         return as_json({"ready": True})
 
-    @app.get("/v2", response_class=Response, responses=answers("Server", 503, form="Error"))
+    @app.get("/v2", **told("Server"))
     async def server() -> Response:
         """Name and version of this service; it has no extensions."""
         return as_json({"name": name, "version": runtime.model.version, "extensions": []})
 
-    @app.get(
-        "/v2/models/{model}/ready", response_class=Response, responses=answers("ModelReady", 404, 503, form="Error")
-    )
-    @app.get("/v2/models/{model}/versions/{version}/ready", response_class=Response,
-             responses=answers("ModelReady", 404, 503, form="Error"))  # fmt: skip
+    @of_model.get("/ready", **told("ModelReady", 404))
     async def model_ready(model: str, version: str | None = None) -> Response:
         """The model is whole, as at /readyz."""
         named(model, version)
         await runtime.check()
         return as_json({"name": name, "ready": True})
 
-    @app.get("/v2/models/{model}", response_class=Response, responses=answers("Metadata", 404, 503, form="Error"))
-    @app.get("/v2/models/{model}/versions/{version}", response_class=Response,
-             responses=answers("Metadata", 404, 503, form="Error"))  # fmt: skip
+    @of_model.get("", **told("Metadata", 404))
     async def metadata(model: str, version: str | None = None) -> Response:
         """Inputs and outputs of the graph."""
         found = named(model, version)
@@ -75,8 +70,7 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         tensors = {"inputs": inputs, "outputs": outputs}
         return as_json({"name": name, "versions": [found.version], "platform": "onnx_onnxruntime", **tensors})
 
-    @app.post("/v2/models/{model}/infer", **answers.posted("Infer", "Inferred", 404, form="Error"))
-    @app.post("/v2/models/{model}/versions/{version}/infer", **answers.posted("Infer", "Inferred", 404, form="Error"))
+    @of_model.post("/infer", **told("Inferred", 404, takes="Infer"))
     async def infer(request: Request, model: str, version: str | None = None) -> Response:
         """The graph's outputs, row by row, for given inputs: columns in the order of `inputs` of /v1/model."""
         found = named(model, version)
@@ -99,6 +93,9 @@ def add(app: FastAPI, runtime: Runtime, answers: Answers) -> None:
         inputs = {"names": found.inputs, "rows": rows.tolist()}
         runtime.answered("/v2/models/{model}/infer", inputs, values.tolist(), len(rows))
         return as_json(answer)
+
+    for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        app.include_router(of_model, prefix=prefix)
 
 
 def _mistakes(given: dict[str, Any], takes: Tensor, gives: Tensor) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from model_service import explain, forecasting
 from model_service.serving import body, edge, inference, page, schema
 from model_service.serving.edge import Problem, as_json, wrong
 from model_service.serving.runtime import Runtime
+from model_service.serving.schema import told
 
 CARD_FIELDS = (
     "task", "target", "inputs", "input_range", "horizons", "estimator", "chosen", "seed", "trained_as_of",
@@ -44,9 +45,9 @@ def build(runtime: Runtime) -> FastAPI:
         lifespan=lifespan, redirect_slashes=False,
     )  # fmt: skip
     edge.install(app)
-    answers = schema.install(app, runtime.contract)
+    schema.install(app, runtime.contract)
 
-    @app.get("/v1/forecast", response_class=Response, responses=answers("Forecast", 404, 422, 429, 503))
+    @app.get("/v1/forecast", **told("Forecast", 404, 422))
     async def forecast(
         request: Request, horizon: Horizon = None, as_of: Clock = None, data_version: Clock = None
     ) -> Response:
@@ -57,7 +58,7 @@ def build(runtime: Runtime) -> FastAPI:
                          as_of=made["as_of"], degraded=made["degraded"])  # fmt: skip
         return as_json(made)
 
-    @app.post("/v1/predict", **answers.posted("Instances", "Predictions"))
+    @app.post("/v1/predict", **told("Predictions", takes="Instances"))
     async def predict(request: Request) -> Response:
         """The target at each horizon for given inputs; /v1/model lists them."""
         model = runtime.model
@@ -75,7 +76,7 @@ def build(runtime: Runtime) -> FastAPI:
         runtime.answered("/v1/predict", {"names": model.inputs, "rows": rows.tolist()}, predictions, len(rows))
         return as_json({"model": model.name, "predictions": predictions})
 
-    @app.post("/v1/explain", **answers.posted("Explain", "Explanations", 404, 501))
+    @app.post("/v1/explain", **told("Explanations", 404, 501, takes="Explain"))
     async def explanation(request: Request) -> Response:
         """What each input did to the target at each horizon: of given inputs, or of the forecast by its clocks.
 
@@ -104,7 +105,7 @@ def build(runtime: Runtime) -> FastAPI:
         runtime.answered("/v1/explain", {"names": model.inputs, "rows": rows.tolist()}, explanations, len(rows))
         return as_json({"model": model.name, "method": explainer.method, "explanations": explanations})
 
-    @app.get("/v1/model", response_class=Response, responses=answers("Model", 429, 503))
+    @app.get("/v1/model", **told("Model"))
     async def card() -> Response:
         """The model that answers: what it was made from, how it did, what it takes."""
         model = runtime.model
@@ -120,33 +121,33 @@ def build(runtime: Runtime) -> FastAPI:
         taken = {"max_instances": limits.max_instances, "out_of_range": limits.out_of_range, "explain": how}
         return as_json(names | taken | {field: model.card.get(field) for field in CARD_FIELDS})
 
-    @app.get("/report", response_class=HTMLResponse, responses=answers.text("text/html", 404, 429, 503))
+    @app.get("/report", **told("text/html", 404))
     async def report() -> Response:
         """How the model was trained, tested and let through: one page for people."""
         return HTMLResponse(await runtime.report())
 
-    @app.get("/", response_class=HTMLResponse, responses=answers.text("text/html"))
+    @app.get("/", **told("text/html"))
     async def landing() -> Response:
         """The latest forecast, the model and its health: one page for people."""
         return page.answer()
 
-    @app.get("/livez", response_class=Response, responses=answers("Alive"))
+    @app.get("/livez", **told("Alive"))
     async def livez() -> Response:
         """The process answers."""
         return as_json({"status": "alive"})
 
-    @app.get("/readyz", response_class=Response, responses=answers("Ready", 429, 503))
+    @app.get("/readyz", **told("Ready", 429, 503))
     async def readyz() -> Response:
         """The model is whole: its checksums fit, and a golden example comes out as it did in training."""
         await runtime.check()
         return as_json({"status": "ready", "model": runtime.model.name})
 
-    @app.get("/metrics", response_class=Response, responses=answers.text("text/plain"))
+    @app.get("/metrics", **told("text/plain"))
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(runtime.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    inference.add(app, runtime, answers)
+    inference.add(app, runtime)
     return app
 
 

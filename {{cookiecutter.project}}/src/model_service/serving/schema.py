@@ -1,40 +1,70 @@
-"""The OpenAPI document: what each route takes and answers, with examples, made from the contract."""
+"""The OpenAPI document: what each route takes and answers, made from the contract; every form has an example."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import Response
 
-from model_service import features
+from model_service import explain, features
 from model_service.contract import Contract
-from model_service.serving import examples, keys
+from model_service.serving import keys
 from model_service.serving.door import PROBES
 from model_service.serving.edge import MAX_MISTAKES
 
 Schema = dict[str, Any]
-TEXT: Schema = {"type": "string"}
-NUMBER: Schema = {"type": "number"}
-COUNT: Schema = {"type": "integer", "minimum": 1}
-MAYBE: Schema = {"type": ["string", "null"]}
-CLOCK: Schema = {"type": "string", "format": "date-time"}
-DAY: Schema = {"type": "string", "format": "date"}
-VERSION: Schema = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
-AS_OF: Schema = {"anyOf": [DAY, CLOCK]}
+TOLD = "x-told"  # where a route's own part of the document waits for the rest
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+NULL: Schema = {"type": "null"}
+INTEGER: Schema = {"type": "integer"}
+DAY: Schema = {"type": "string", "format": "date", "examples": ["2016-07-01"]}
+AS_OF: Schema = {"anyOf": [DAY, {"type": "string", "format": "date-time"}]}
+VERSION: Schema = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$", "examples": [DIGEST]}
 REQUEST_ID = {
     "X-Request-ID": {
         "description": "the caller's, when it was sane; the log and the audit trail name it",
-        "schema": TEXT,
+        "schema": {"type": "string"},
     }
 }
 RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
-POSTED = (400, 408, 413, 415, 422, 429, 503)  # what may become of any body
+POSTED = {400, 408, 413, 415, 422}  # what may become of any body
+DETAILS = {
+    400: "the body is not JSON: Expecting value: line 1 column 1 (char 0)",
+    401: "a valid key is due: send it as x-api-key",
+    404: "nothing was known at 1950-01-01T23:59:59.999999Z: the first usable date is 2016-06-29",
+    408: "the body did not arrive in time: send it faster, or less of it",
+    413: "the body is larger than 1000000 bytes: send fewer instances at a time",
+    415: "the body is text/plain: send application/json",
+    422: "instances.0.surplus: is no input: see /v1/model",
+    429: "64 requests are in line: ask again, and less often",
+    500: "the service failed; its log names the cause under this id",
+    501: "model 3 was trained before there were explanations: train it again",
+    503: "the prediction cannot be made now: model_timeout",
+}
+TEXTS = {"text/html": "<!doctype html><title>...</title>", "text/plain": 'predictions_total{route="/v1/predict"} 1.0\n'}
 
 
-def ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
+def text(example: str) -> Schema:
+    return {"type": "string", "examples": [example]}
+
+
+def clock(example: str) -> Schema:
+    return {"type": "string", "format": "date-time", "examples": [example]}
+
+
+def number(example: float) -> Schema:
+    return {"type": "number", "examples": [example]}
+
+
+def count(example: int) -> Schema:
+    return {"type": "integer", "minimum": 1, "examples": [example]}
+
+
+def maybe(kind: str, example: Any) -> Schema:
+    """What an older model, or one trained in another way, does not tell."""
+    return {"type": [kind, "null"], "examples": [example]}
 
 
 def many(items: Schema, **more: Any) -> Schema:
@@ -47,80 +77,97 @@ def shape(optional: tuple[str, ...] = (), /, **properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-class Answers:
-    """Arguments of FastAPI's decorators that document a route."""
-
-    def __init__(self, shown: Mapping[str, Any]) -> None:
-        self._shown = shown
-
-    def __call__(self, name: str, *statuses: int, form: str = "Problem") -> dict[int | str, dict[str, Any]]:
-        """The good answer and those of `statuses`, and of a bug, in the given form of errors."""
-        good = {"description": "Answered", "content": self._json(name), "headers": REQUEST_ID}
-        return {200: good, **self.errors(statuses, form)}
-
-    def text(self, kind: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
-        content = {kind: {"schema": TEXT, "example": examples.TEXTS[kind]}}
-        good = {"description": "Answered", "content": content, "headers": REQUEST_ID}
-        return {200: good, **self.errors(statuses, "Problem")}
-
-    def posted(self, takes: str, gives: str, *statuses: int, form: str = "Problem") -> dict[str, Any]:
-        """Of a route that takes a body."""
-        return {
-            "response_class": Response,
-            "responses": self(gives, *POSTED, *statuses, form=form),
-            "openapi_extra": {"requestBody": {"content": self._json(takes), "required": True}},
-        }
-
-    def _json(self, name: str) -> dict[str, Any]:
-        shown = {key: {"$ref": f"#/components/examples/{name}.{key}"} for key in self._shown[name]}
-        return {"application/json": {"schema": ref(name), "examples": shown}}
-
-    @staticmethod
-    def errors(statuses: tuple[int, ...], form: str) -> dict[int | str, dict[str, Any]]:
-        found: dict[int | str, dict[str, Any]] = {}
-        for status in sorted({*statuses, 500}):
-            example = examples.problem(status)
-            kind, example = ("application/problem+json", example) if form == "Problem" else (
-                "application/json", {"error": example["detail"]})  # fmt: skip
-            headers = REQUEST_ID | (RETRY_AFTER if status in {429, 503} else {})
-            content = {kind: {"schema": ref(form), "example": example}}
-            found[status] = {"description": HTTPStatus(status).phrase, "content": content, "headers": headers}
-        return found
+def sample(schema: Schema) -> Any:
+    """An example of the form: the first it names itself, else one made of those of its parts that are required."""
+    if named := schema.get("examples") or schema.get("enum"):
+        return named[0]
+    if "const" in schema:
+        return schema["const"]
+    if "anyOf" in schema:
+        return sample(schema["anyOf"][0])
+    if schema["type"] == "array":
+        return [sample(schema["items"])]
+    if schema["type"] == "object":
+        return {name: sample(schema["properties"][name]) for name in schema["required"]}
+    raise ValueError(f"an example is due: {schema}")
 
 
-def install(app: FastAPI, contract: Contract) -> Answers:
-    """Makes the document of `app` the contract's; returns what documents its routes."""
+def told(gives: str, *errors: int, takes: str | None = None) -> dict[str, Any]:
+    """Argument of a route's decorator: the form of its answer and of its body, and the errors that it alone has."""
+    return {"openapi_extra": {TOLD: {"gives": gives, "errors": errors, "takes": takes}}}
 
-    shown = examples.examples(contract)
 
-    def document() -> dict[str, Any]:
-        if not app.openapi_schema:
-            made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            # Not in the routes: FastAPI would leave the nulls out.
-            made["components"] = {
-                "schemas": schemas(contract),
-                "examples": {
-                    f"{name}.{key}": {"value": value} for name, one in shown.items() for key, value in one.items()
-                },
-            }
-            known = parameters(contract)
-            made["components"]["securitySchemes"] = {"ApiKey": {"type": "apiKey", "in": "header", "name": keys.HEADER}}
-            for path, operation in ((path, one) for path, ways in made["paths"].items() for one in ways.values()):
-                # Without FastAPI's own 422, for parameters of which any text will do.
-                operation["responses"] = {code: one for code, one in operation["responses"].items() if "headers" in one}
-                anywhere = () if path in PROBES else (429, 503)
-                if path.startswith(keys.GUARDED):  # where API_KEYS is set
-                    operation["security"], anywhere = [{}, {"ApiKey": []}], (401, *anywhere)
-                for status in anywhere:
-                    answer = Answers.errors((status,), "Error" if path.startswith("/v2") else "Problem")[status]
-                    operation["responses"].setdefault(str(status), answer)
-                for parameter in operation.get("parameters", ()):
-                    parameter |= known[parameter["name"]]
-            app.openapi_schema = made
-        return app.openapi_schema
+def install(app: FastAPI, contract: Contract) -> None:
+    """Makes the document of `app` the contract's."""
+    app.openapi = cache(partial(_document, app, contract))  # type: ignore[method-assign]
 
-    app.openapi = document  # type: ignore[method-assign]
-    return Answers(shown)
+
+def _document(app: FastAPI, contract: Contract) -> dict[str, Any]:
+    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    # Not in the routes: FastAPI would leave the nulls out.
+    shapes, known = forms(contract), parameters(contract)
+    shown = dict(_examples(shapes, contract))
+    made["components"] = {
+        "schemas": shapes,
+        "examples": {name: {"value": value} for name, value in shown.items()},
+        "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": keys.HEADER}},
+    }
+    for path, ways in made["paths"].items():
+        for operation in ways.values():
+            _complete(path, operation, operation.pop(TOLD), shown)
+            for parameter in operation.get("parameters", ()):
+                parameter |= known[parameter["name"]]
+    return made
+
+
+def _complete(path: str, operation: dict[str, Any], says: dict[str, Any], shown: Mapping[str, Any]) -> None:
+    """Puts body and answers of one operation in the place of FastAPI's, which has a 422 where any text will do."""
+    statuses = {500, *says["errors"]} | (set() if path in PROBES else {429, 503})
+    if takes := says.get("takes"):
+        operation["requestBody"] = {"content": _content(takes, shown), "required": True}
+        statuses |= POSTED
+    if path.startswith(keys.GUARDED):  # where API_KEYS is set
+        operation["security"] = [{}, {"ApiKey": []}]
+        statuses.add(401)
+    good = {"description": "Answered", "content": _content(says["gives"], shown), "headers": REQUEST_ID}
+    operation["responses"] = {"200": good} | {str(status): _error(path, status) for status in sorted(statuses)}
+
+
+def _content(form: str, shown: Mapping[str, Any]) -> dict[str, Any]:
+    if form in TEXTS:
+        return {form: {"schema": {"type": "string"}, "example": TEXTS[form]}}
+    named = (name for name in shown if name.startswith(f"{form}."))
+    examples = {name.partition(".")[2]: {"$ref": f"#/components/examples/{name}"} for name in named}
+    return {"application/json": {"schema": _ref(form), "examples": examples}}
+
+
+def _error(path: str, status: int) -> dict[str, Any]:
+    """As a problem document, below /v2 as the protocol has it."""
+    phrase, detail = HTTPStatus(status).phrase, DETAILS[status]
+    headers = REQUEST_ID | (RETRY_AFTER if status in {429, 503} else {})
+    if path.startswith("/v2"):
+        content = {"application/json": {"schema": _ref("Error"), "example": {"error": detail}}}
+    else:
+        shown = sample(_problem()) | {"title": phrase, "status": status, "detail": detail, "instance": path}
+        if status == 422:
+            field, _, what = detail.partition(": ")
+            shown["errors"] = [{"field": field, "detail": what}]
+        content = {"application/problem+json": {"schema": _ref("Problem"), "example": shown}}
+    return {"description": phrase, "content": content, "headers": headers}
+
+
+def _ref(form: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{form}"}
+
+
+def _examples(shapes: Mapping[str, Schema], contract: Contract) -> Iterator[tuple[str, Any]]:
+    """By `form.what`: one of each way a form may look, and what else is worth seeing."""
+    for form, schema in shapes.items():
+        for way in schema.get("anyOf", (schema,)):
+            yield f"{form}.{way.get('title', 'one')}", sample(way)
+    degraded = {"degraded": {"reason": "database_away", "source": "last_forecast"}}
+    yield "Forecast.degraded", sample(shapes["Forecast"]) | degraded
+    yield "Explain.forecast_of_a_day", {"as_of": "2016-07-01", "horizon": [contract.target.horizons[0]]}
 
 
 def parameters(contract: Contract) -> dict[str, Schema]:
@@ -131,90 +178,121 @@ def parameters(contract: Contract) -> dict[str, Schema]:
         "horizon": {"description": says, "schema": many({"type": "integer", "enum": horizons}),
                     "example": horizons[:1]},
         "as_of": {"description": "what the world knew then; a plain date means its end, UTC", "schema": AS_OF,
-                  "example": "2016-07-01"},
+                  "example": sample(AS_OF)},
         "data_version": {"description": "of an earlier answer; left out: the newest", "schema": VERSION,
-                         "example": examples.VERSION},
-        "model": {"description": "the service's name", "schema": TEXT, "example": contract.service.name},
-        "version": {"description": "the model's, as /v1/model has it", "schema": TEXT, "example": "3"},
+                         "example": DIGEST},
+        "model": {"description": "the service's name", "schema": {"type": "string"}, "example": contract.service.name},
+        "version": {"description": "the model's, as /v1/model has it", "schema": {"type": "string"}, "example": "3"},
     }  # fmt: skip
 
 
-def schemas(contract: Contract) -> dict[str, Schema]:
+def forms(contract: Contract) -> dict[str, Schema]:
     """Every form of a body, by name; inputs, horizons and limits are the contract's."""
-    names, horizons = features.inputs(contract), list(contract.target.horizons)
+    name, names, horizons = contract.service.name, features.inputs(contract), list(contract.target.horizons)
+    target = contract.target.series
     ahead: Schema = {"type": "integer", "enum": horizons}
-    limit, rows = contract.serving.max_instances, {"minItems": 1, "maxItems": contract.serving.max_instances}
-    instance = shape(**dict.fromkeys(names, NUMBER))
+    rows = {"minItems": 1, "maxItems": contract.serving.max_instances}
+    instance = shape(**dict.fromkeys(names, number(0.5)))
     strange = many({"type": "string", "enum": names}, description="inputs outside the range seen in training")
-    model = shape(version=TEXT, digest=VERSION)
-    trained = shape(version=TEXT, digest=VERSION, trained_as_of=CLOCK)
-    head = {"service": TEXT, "target": TEXT, "unit": TEXT, "as_of": shape(known_at=CLOCK, data_version=VERSION),
-            "inputs_known_until": CLOCK, "model": trained, "hindsight": {"type": "boolean"}}  # fmt: skip
-    part = {"value": NUMBER, "base": NUMBER, "scale": NUMBER, "contributions": instance}
-    by_series = {"type": "object", "additionalProperties": NUMBER}
+    model = shape(version=text("3"), digest=VERSION)
+    as_of = shape(known_at=clock("2016-07-01T23:59:59.999999Z"), data_version=VERSION)
+    trained = shape(version=text("3"), digest=VERSION, trained_as_of=clock("2016-07-29T23:59:59.999999Z"))
+    head = {"service": text(name), "target": text(target), "unit": text(contract.series[target].unit), "as_of": as_of,
+            "inputs_known_until": clock("2016-06-29T00:00:00Z"), "model": trained,
+            "hindsight": {"type": "boolean", "examples": [True]}}  # fmt: skip
+    by_input = instance | {"examples": [dict.fromkeys(names, 0.0) | {names[0]: 0.01}]}
+    groups = list(explain.groups(contract))
+    by_series = {"type": "object", "additionalProperties": {"type": "number"},
+                 "examples": [dict.fromkeys(groups, 0.0) | {groups[0]: 0.01}]}  # fmt: skip
+    part = {"value": number(4.71), "base": number(4.7), "scale": number(1.0), "contributions": by_input}
     method: Schema = {"type": "string", "enum": ["linear", "trees", "permutation"]}
     marked = ("out_of_range",)
-    tensor = shape(name=TEXT, datatype=TEXT, shape=many({"type": "integer"}))
-    sizes = {"prefixItems": [{"type": "integer", "minimum": 1, "maximum": limit}, {"const": len(names)}],
-             "minItems": 2, "maxItems": 2}  # fmt: skip
-    given = shape(("parameters",), name={"const": "features"}, shape=many({"type": "integer"}, **sizes),
-                  datatype={"const": "FP64"}, parameters={"type": "object"}, data={"type": "array"})  # fmt: skip
-    wanted = shape(("parameters",), name={"const": "forecast"}, parameters={"type": "object"})
-    made = shape(name=TEXT, shape=many({"type": "integer"}), datatype=TEXT, data=many(NUMBER))
+    interval = shape(level=number(0.8), lower=number(4.55), upper=number(4.88))
+    degraded = shape(reason=text("database_away"), source={"enum": ["last_forecast", "baseline"]})
     clocks = {"horizon": many(ahead), "as_of": AS_OF, "data_version": VERSION}
     each = {f"horizon_{one}": shape(**part) for one in horizons}
     explained = many(shape(marked, **each, out_of_range=strange))
     forecasts = many(shape(horizon=ahead, valid_time=DAY, **part, series=by_series))
     return {
         "Problem": _problem(),
-        "Error": shape(error=TEXT),
+        "Error": shape(error=text(DETAILS[500])),
         "Forecast": shape(
             **head,
-            forecasts=many(shape(horizon=ahead, valid_time=DAY, value=NUMBER,
-                                 intervals=many(shape(level=NUMBER, lower=NUMBER, upper=NUMBER)))),
-            degraded={"anyOf": [{"type": "null"}, shape(reason=TEXT, source={"enum": ["last_forecast", "baseline"]})]},
+            forecasts=many(shape(horizon=ahead, valid_time=DAY, value=number(4.71), intervals=many(interval))),
+            degraded={"anyOf": [NULL, degraded], "examples": [None]},
         ),
         "Instances": shape(instances=many(instance, **rows)),
         "Predictions": shape(model=model, predictions=many(
-            shape(marked, **{f"horizon_{one}": NUMBER for one in horizons}, out_of_range=strange))),
-        "Explain": {"anyOf": [shape(instances=many(instance, **rows)), shape(tuple(clocks), **clocks)]},
-        "Explanations": {"anyOf": [shape(model=model, method=method, explanations=explained),
-                                   shape(**head, method=method, explanations=forecasts)]},
-        "Model": _model(names, horizons),
+            shape(marked, **{f"horizon_{one}": number(4.71) for one in horizons}, out_of_range=strange))),
+        "Explain": {"anyOf": [shape(instances=many(instance, **rows)) | {"title": "instances"},
+                              shape(tuple(clocks), **clocks) | {"title": "forecast_now"}]},
+        "Explanations": {"anyOf": [
+            shape(model=model, method=method, explanations=explained) | {"title": "instances"},
+            shape(**head, method=method, explanations=forecasts) | {"title": "forecast"}]},
+        "Model": _model(contract, names, horizons, as_of),
         "Alive": shape(status={"const": "alive"}),
         "Ready": shape(status={"const": "ready"}, model=model),
-        "Live": shape(live={"const": True}),
-        "ServerReady": shape(ready={"const": True}),
-        "Server": shape(name=TEXT, version=TEXT, extensions=many(TEXT)),
-        "ModelReady": shape(name=TEXT, ready={"const": True}),
-        "Metadata": shape(name=TEXT, versions=many(TEXT), platform=TEXT, inputs=many(tensor), outputs=many(tensor)),
-        "Infer": shape(("id", "parameters", "outputs"), id=TEXT, parameters={"type": "object"},
-                       inputs=many(given, minItems=1, maxItems=1), outputs=many(wanted)),
-        "Inferred": shape(("id", "parameters"), model_name=TEXT, model_version=TEXT, id=TEXT,
-                          parameters=shape(out_of_range=TEXT), outputs=many(made)),
+        **_protocol(name, len(names), len(horizons), contract.serving.max_instances),
     }  # fmt: skip
 
 
 def _problem() -> Schema:
     """RFC 9457, with the request's id and what is wrong in which field."""
-    known = shape(("errors",), type=TEXT, title=TEXT, status={"type": "integer"}, detail=TEXT, instance=TEXT,
-                  request_id=MAYBE, errors=many(shape(field=TEXT, detail=TEXT), maxItems=MAX_MISTAKES))  # fmt: skip
+    wrong = many(shape(field=text("instances.0.surplus"), detail=text("is no input")), maxItems=MAX_MISTAKES)
+    known = shape(("errors",), type=text("about:blank"), title=text("Not Found"), status=INTEGER | {"examples": [404]},
+                  detail=text(DETAILS[404]), instance=text("/v1/forecast"),
+                  request_id=maybe("string", "4f1c0f6e6f4d4c0b9d2f1f0a5f3f7f11"), errors=wrong)  # fmt: skip
     return known | {"additionalProperties": True}
 
 
-def _model(names: list[str], horizons: list[int]) -> Schema:
+def _model(contract: Contract, names: list[str], horizons: list[int], trained: Schema) -> Schema:
     """What /v1/model tells; of an older model some of it is not known, and null."""
-    free: Schema = {"type": ["object", "null"]}
-    listed: Schema = {"type": ["array", "null"]}
-    explain = shape(method=TEXT, says=TEXT, max_instances=COUNT)
-    challenger = shape(version=MAYBE, digest=MAYBE, fault=MAYBE)
+    service, serving, target = contract.service, contract.serving, contract.target
+    how = shape(method=text("linear"), says=text(explain.SAYS["linear"]), max_instances=count(1000))
+    challenger = shape(version=maybe("string", "4"), digest=maybe("string", DIGEST), fault=maybe("string", None))
+    range_, errors = dict.fromkeys(names, [-1.0, 1.0]), {"model": [0.14] * len(horizons)}
+    interval = {"horizon": horizons[0], "level": 0.8, "lower": -0.16, "upper": 0.17}
     return shape(
-        service=TEXT, description=TEXT, version=TEXT, digest=VERSION, image_digest=MAYBE,
-        challenger={"anyOf": [{"type": "null"}, challenger]},
-        max_instances=COUNT, out_of_range={"enum": ["mark", "reject"]}, explain={"anyOf": [{"type": "null"}, explain]},
-        task=MAYBE, target={"type": "object", "required": ["series", "transform"]},
-        inputs=many({"enum": names}), input_range=free, horizons=many({"enum": horizons}), estimator=MAYBE,
-        chosen=free, seed={"type": ["integer", "null"]}, trained_as_of=shape(known_at=CLOCK, data_version=VERSION),
-        inputs_known_until={"anyOf": [{"type": "null"}, CLOCK]}, loads=free, data_hash=MAYBE, git_commit=MAYBE,
-        source_hash=MAYBE, lock_hash=MAYBE, intervals=listed, metrics=free, gate=listed, overruled=free,
+        service=text(service.name), description=text(service.description), version=text("3"), digest=VERSION,
+        image_digest=maybe("string", None), challenger={"anyOf": [challenger, NULL]},
+        max_instances=count(serving.max_instances), out_of_range={"enum": ["mark", "reject"]},
+        explain={"anyOf": [how, NULL]}, task=maybe("string", "forecast"),
+        target={"type": "object", "required": ["series", "transform"],
+                "examples": [{"series": target.series, "transform": target.transform}]},
+        inputs=many({"enum": names}, examples=[names]), input_range=maybe("object", range_),
+        horizons=many({"enum": horizons}, examples=[horizons]), estimator=maybe("string", contract.train.estimator),
+        chosen=maybe("object", None), seed=maybe("integer", 1), trained_as_of=trained,
+        inputs_known_until={"anyOf": [clock("2016-07-29T00:00:00Z"), NULL]},
+        loads=maybe("object", {next(iter(contract.source)): 2}), data_hash=maybe("string", DIGEST),
+        git_commit=maybe("string", None), source_hash=maybe("string", DIGEST), lock_hash=maybe("string", DIGEST),
+        intervals=maybe("array", [interval]), metrics=maybe("object", {"rmse": errors}), gate=maybe("array", []),
+        overruled=maybe("object", None),
     )  # fmt: skip
+
+
+def _protocol(name: str, width: int, ahead: int, limit: int) -> dict[str, Schema]:
+    """The forms of the Open Inference Protocol."""
+    free: Schema = {"type": "object"}
+
+    def tensor(called: str, *sizes: int, **more: Schema) -> Schema:
+        return shape(name=text(called), datatype=text("FP64"), shape=many(INTEGER, examples=[list(sizes)]), **more)
+
+    rows = {"prefixItems": [{"type": "integer", "minimum": 1, "maximum": limit}, {"const": width}],
+            "minItems": 2, "maxItems": 2, "examples": [[1, width]]}  # fmt: skip
+    given = shape(("parameters",), name={"const": "features"}, shape=many(INTEGER, **rows), datatype={"const": "FP64"},
+                  parameters=free, data={"type": "array", "examples": [[0.5] * width]})  # fmt: skip
+    wanted = shape(("parameters",), name={"const": "forecast"}, parameters=free)
+    made = tensor("forecast", 1, ahead, data=many({"type": "number"}, examples=[[4.71] * ahead]))
+    version = text("3")
+    return {
+        "Live": shape(live={"const": True}),
+        "ServerReady": shape(ready={"const": True}),
+        "Server": shape(name=text(name), version=version, extensions=many({"type": "string"}, examples=[[]])),
+        "ModelReady": shape(name=text(name), ready={"const": True}),
+        "Metadata": shape(name=text(name), versions=many(version), platform=text("onnx_onnxruntime"),
+                          inputs=many(tensor("features", -1, width)), outputs=many(tensor("forecast", -1, ahead))),
+        "Infer": shape(("id", "parameters", "outputs"), id=text("mine"), parameters=free,
+                       inputs=many(given, minItems=1, maxItems=1), outputs=many(wanted)),
+        "Inferred": shape(("id", "parameters"), model_name=text(name), model_version=version, id=text("mine"),
+                          parameters=shape(out_of_range=text("0.spread")), outputs=many(made)),
+    }  # fmt: skip
