@@ -23,7 +23,7 @@ OURS: tuple[Stage, ...] = (
     (CHECK, "model_service.serving.runtime", ("finite",)),
     (MODEL, "model_service.artifact:Model", ("predict",)),
     (AUDIT, "model_service.serving.runtime:Runtime", ("answered",)),
-    (LOG, "model_service.telemetry.requests:Requests", ("put", "flush")),
+    (LOG, "model_service.telemetry:Requests", ("put", "flush")),
     (ENCODE, "model_service.serving.routes", ("as_json",)),
 )
 BARE: tuple[Stage, ...] = (

@@ -24,9 +24,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from model_service.serving import keys
 from model_service.serving.door import Door
-from model_service.telemetry import encoded, request_id
+from model_service.telemetry import Requests, encoded, request_id
 from model_service.telemetry.metrics import Metrics
-from model_service.telemetry.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +154,7 @@ class Edge:
         try:
             if refusal:
                 await (await _answer(Request(scope), Problem(*refusal)))(scope, receive, answer)
-            elif self._owner(scope, headers) is None:
+            elif not self._known(scope["path"], headers):
                 await (await _answer(Request(scope), Unknown()))(scope, receive, answer)
             elif (hot := self._hot.get((scope["method"], scope["path"]))) and not scope["query_string"]:
                 await self._call(hot, scope, self._bounded(receive), answer)
@@ -185,13 +184,13 @@ class Edge:
         else:
             await response(scope, receive, send)
 
-    def _owner(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
-        """Name of the caller's key; empty where none is asked for, None where it is missing or wrong."""
-        if not self.keys.guards(scope["path"]):
-            return ""
+    def _known(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the caller has a valid key, where `path` asks for one."""
+        if not self.keys.guards(path):
+            return True
         owner = self.keys.owner(headers.get(keys.HEADER.encode(), b""))
         self.metrics.keys.labels(owner or "refused").inc()
-        return owner
+        return owner is not None
 
     def _bounded(self, receive: Receive) -> Receive:
         seen = 0
