@@ -64,14 +64,10 @@ class Cache:
         self, key: Hashable, make: Callable[[], Awaitable[T]], size: Callable[[T], int], seconds: float
     ) -> T:
         made = await make()
-        self._keep(key, made, size(made), time.monotonic() + seconds)
-        return made
-
-    def _keep(self, key: Hashable, made: Any, size: int, until: float) -> None:
         self.held -= self._kept.pop(key, (None, 0, 0.0))[1]
-        if size > self.size:
-            return
-        self.held += size
-        self._kept[key] = made, size, until
+        if (large := size(made)) <= self.size:
+            self.held += large
+            self._kept[key] = made, large, time.monotonic() + seconds
         while self.held > self.size or len(self._kept) > MOST:
             self.held -= self._kept.popitem(last=False)[1][1]
+        return made

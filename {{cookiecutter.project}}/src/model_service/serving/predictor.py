@@ -66,16 +66,13 @@ class Predictor:
         key = ("predict", self.model.digest, rows.shape, rows.tobytes())
 
         def make() -> Awaitable[Floats]:
-            return self.aside(self._job(rows), until - time.monotonic())
+            return self.aside(lambda: self.model.predict(rows), until - time.monotonic())
 
         return await self._cache.get("predict", key, make, lambda made: made.nbytes + rows.nbytes)
 
     def aside(self, job: Callable[[], T], seconds: float | None = None) -> Awaitable[T]:
         """`job`, which asks the model, in a slot; raises Unable and Full."""
         return bounded(self.slots, seconds or self.seconds, "model_timeout", lambda: _told(job))
-
-    def _job(self, rows: Floats) -> Callable[[], Floats]:
-        return lambda: self.model.predict(rows)
 
     async def soon(self, rows: Floats) -> Made | None:
         """As `predict`, in this thread; None where that may take more than a moment, or did. Raises Unable."""
@@ -104,7 +101,7 @@ class Predictor:
         if len(rows) * self._row_seconds >= MOMENT_SECONDS or time.monotonic() <= self._wary:
             return None
         try:
-            values = self._interrupter.run(lambda: _told(self._job(rows)))
+            values = self._interrupter.run(lambda: _told(lambda: self.model.predict(rows)))
         except Interrupted:
             return None
         finally:

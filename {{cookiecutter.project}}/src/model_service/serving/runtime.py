@@ -108,7 +108,7 @@ class Runtime:
     async def report(self) -> bytes:
         """The page about the model's training; raises Problem 404 where none came with the model, and 503."""
         try:
-            return await self._answered(self._aside((self._folder / artifact.REPORT).read_bytes), "the report")
+            return await self._aside((self._folder / artifact.REPORT).read_bytes, "the report")
         except OSError:
             says = "no report came with this model: `train` writes one, `make build` packs it beside the model"
             raise Problem(404, says) from None
@@ -121,7 +121,7 @@ class Runtime:
         if hung := [kind for kind, slots in self._slots.items() if slots.lost >= slots.capacity]:
             raise Problem(503, f"not ready: as many threads as are allowed for the {hung[0]} hang")
         try:
-            await self._answered(self._aside(self.model.check), "not ready: its examples")
+            await self._aside(self.model.check, "not ready: its examples")
         except ServiceError as error:
             log.error("not ready: %s", error)
             raise Problem(503, f"not ready: {error}") from None
@@ -133,13 +133,10 @@ class Runtime:
 
         Raises Problem 404 (before the first value, unknown data version), 422 (horizon), 429 and 503.
         """
-        model = self.model
+        model, wanted = self.model, self._wanted(horizons)
         explicit = known_at is not None or data_version is not None
         try:
-            wanted = forecasting.trained(model, horizons)
             body = await in_time(self._forecast(known_at, data_version))
-        except forecasting.UnknownHorizon as error:
-            raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
             if explicit:
                 raise no_data(error) from None
@@ -219,26 +216,29 @@ class Runtime:
 
         Raises Problem 404, 422, 429, 501 and 503.
         """
-        model, explainer, ask = self.model, await self.explainer(), self._slots["database"]
+        explainer, wanted, ask = await self.explainer(), self._wanted(horizons), self._slots["database"]
 
         async def made() -> dict[str, Any]:
             known = await self._known(ask, known_at, data_version)
             return await self.predictor.aside(lambda: explain.of_forecast(self.contract, explainer, known, wanted))
 
         try:
-            wanted = forecasting.trained(model, horizons)
             return await self._answered(made(), "the explanation")
-        except forecasting.UnknownHorizon as error:
-            raise wrong([("horizon", error.detail)], trained_horizons=model.horizons) from None
         except NO_DATA as error:
             raise no_data(error) from None
+
+    def _wanted(self, horizons: list[int] | None) -> list[int]:
+        """Those asked for, or all; raises Problem 422."""
+        try:
+            return forecasting.trained(self.model, horizons)
+        except forecasting.UnknownHorizon as error:
+            raise wrong([("horizon", error.detail)], trained_horizons=self.model.horizons) from None
 
     async def explainer(self) -> explain.Explainer:
         """Made at the first question, so that no start waits for it; raises Problem 501 for a model without one."""
         if self._explainer is None:
             try:
-                making = self._aside(lambda: explain.Explainer(self.model))
-                self._explainer = await self._answered(making, "the explanation")
+                self._explainer = await self._aside(lambda: explain.Explainer(self.model), "the explanation")
             except explain.NotExplained as error:
                 raise Problem(501, str(error)) from None
         return self._explainer
@@ -279,8 +279,9 @@ class Runtime:
         log.warning("degraded answer", extra={"ecs": {"event.reason": reason, "event.action": source}})
         return forecasting.degraded(model, held, reason, source)
 
-    def _aside(self, job: Callable[[], T]) -> Coroutine[Any, Any, T]:
-        return bounded(self._own, self._share, "timeout", job)
+    async def _aside(self, job: Callable[[], T], what: str) -> T:
+        """What `job` gives, for which no caller waits in line; raises Problem 503 where it cannot be made."""
+        return await self._answered(bounded(self._own, self._share, "timeout", job), what)
 
     async def _refresh(self) -> None:
         """Keeps what the metrics and a later stand-in need; it never ends, whatever the database does."""
