@@ -20,7 +20,7 @@ APP, SERVER, ASIDE = "framework: the rest of the app", "server: uvicorn and sock
 STAGES = (CHECK, MODEL, AUDIT, LOG, ENCODE, APP, SERVER, ASIDE)
 OURS: tuple[Stage, ...] = (
     (CHECK, "model_service.serving.body:Inputs", ("rows", "strange", "outside")),
-    (CHECK, "model_service.serving.runtime", ("finite",)),
+    (CHECK, "model_service.serving.runtime:Runtime", ("_finite",)),
     (MODEL, "model_service.artifact:Model", ("predict",)),
     (AUDIT, "model_service.serving.runtime:Runtime", ("answered",)),
     (LOG, "model_service.telemetry:Requests", ("put", "flush")),

@@ -118,14 +118,6 @@ def instances(given: Any, names: list[str], limit: int) -> Floats:
     return np.array([[one[name] for name in names] for one in given], np.float64)
 
 
-def finite(values: Floats) -> Floats:
-    """`values` [N, H]; raises Problem 422 that names the instances for which one is not finite."""
-    if not (sound := np.isfinite(values)).all():
-        wild = np.flatnonzero(~sound.all(axis=1)).tolist()
-        raise wrong((f"instances.{number}", "gives no finite forecast") for number in wild)
-    return values
-
-
 def not_a_number(value: Any) -> str | None:
     """What is wrong with a value where a number is due."""
     if type(value) not in (int, float):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import HTMLResponse, Response
 
 from model_service import explain, forecasting
+from model_service.artifact import Model
 from model_service.serving import body, edge, inference, page, schema
 from model_service.serving.edge import Problem, as_json, wrong
 from model_service.serving.runtime import Runtime
@@ -68,11 +69,7 @@ def build(runtime: Runtime) -> FastAPI:
             given = body.mapping(content, {"instances"}, '{"instances": [{...}]}', limits.max_instances)
             rows = body.instances(given.get("instances"), model.inputs, limits.max_instances)
         values, strange = await runtime.predict(rows)
-        ahead = [f"horizon_{horizon}" for horizon in model.horizons]
-        predictions: list[dict[str, Any]] = [dict(zip(ahead, row, strict=True)) for row in values.tolist()]
-        for prediction, names in zip(predictions, strange, strict=True):
-            if names:
-                prediction["out_of_range"] = names
+        predictions = _by_horizon(model, values.tolist(), strange)
         runtime.answered("/v1/predict", {"names": model.inputs, "rows": rows.tolist()}, predictions, len(rows))
         return as_json({"model": model.name, "predictions": predictions})
 
@@ -97,11 +94,8 @@ def build(runtime: Runtime) -> FastAPI:
         most = explainer.most(limits.max_instances, limits.timeout_seconds / 2)
         rows = body.instances(given["instances"], model.inputs, most)
         made_of, strange = await runtime.contributions(rows)
-        explanations: list[dict[str, Any]] = []
-        for row, names in enumerate(strange):
-            parts = zip(model.horizons, explain.parts(model, made_of, row), strict=True)
-            explanations.append({f"horizon_{horizon}": part for horizon, part in parts}
-                                | ({"out_of_range": names} if names else {}))  # fmt: skip
+        parts = (explain.parts(model, made_of, row) for row in range(len(rows)))
+        explanations = _by_horizon(model, parts, strange)
         runtime.answered("/v1/explain", {"names": model.inputs, "rows": rows.tolist()}, explanations, len(rows))
         return as_json({"model": model.name, "method": explainer.method, "explanations": explanations})
 
@@ -149,6 +143,16 @@ def build(runtime: Runtime) -> FastAPI:
 
     inference.add(app, runtime)
     return app
+
+
+def _by_horizon(model: Model, rows: Iterable[Sequence[Any]], strange: list[list[str]]) -> list[dict[str, Any]]:
+    """What is told of each row at each horizon, and which of its inputs lie outside the range of training."""
+    ahead = [f"horizon_{horizon}" for horizon in model.horizons]
+    made: list[dict[str, Any]] = [dict(zip(ahead, row, strict=True)) for row in rows]
+    for one, names in zip(made, strange, strict=True):
+        if names:
+            one["out_of_range"] = names
+    return made
 
 
 def _no_others(request: Request, known: set[str]) -> None:

@@ -5,8 +5,9 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,6 @@ from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.features import Floats
 from model_service.serving import door, watchdog
-from model_service.serving.body import finite
 from model_service.serving.cache import Cache
 from model_service.serving.database import NO_DATA, Connection, Database, no_data
 from model_service.serving.edge import Problem, wrong
@@ -151,10 +151,7 @@ class Runtime:
         """For all horizons, from the cache or made; raises Unable, Full and NO_DATA."""
         key = ("forecast", self.model.digest, known_at, data_version)
         seconds = float("inf") if known_at and data_version else FRESH_SECONDS
-
-        def make() -> Awaitable[dict[str, Any]]:
-            return self._make(self._slots["database"], known_at, data_version)
-
+        make = partial(self._make, self._slots["database"], known_at, data_version)
         return await self._cache.get("forecast", key, make, lambda body: len(repr(body)), seconds)
 
     async def _make(self, ask: Slots, known_at: datetime | None, data_version: str | None) -> dict[str, Any]:
@@ -200,10 +197,7 @@ class Runtime:
         """As `predict`."""
         explainer, strange = await self.explainer(), self.predictor.inputs.outside(rows)
         key = ("explain", self.model.digest, rows.shape, rows.tobytes())
-
-        def make() -> Awaitable[explain.Explained]:
-            return self.predictor.aside(lambda: explainer.explain(rows))
-
+        make = partial(self.predictor.aside, partial(explainer.explain, rows))
         kept = self._cache.get("explain", key, make, lambda it: sum(part.nbytes for part in (rows, *vars(it).values())))
         made = await self._answered(kept, "the explanation")
         self._finite(made.contributions.sum(axis=2) + made.value, strange)
@@ -265,10 +259,14 @@ class Runtime:
         return Problem(503, f"{what} cannot be made now: {unable}")
 
     def _finite(self, values: Floats, strange: list[list[str]]) -> Floats:
-        """What is not is the model's failure, Problem 503, where the inputs are as in training; else the caller's."""
-        if any(not strange[row] for row in np.flatnonzero(~np.isfinite(values).all(axis=1))):
+        """`values` [N, H]; one that is not is the model's failure, Problem 503, where the inputs are as in training;
+        else the caller's, Problem 422 that names the instances."""
+        wild = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+        if any(not strange[row] for row in wild):
             raise self._unable(Unable("model_not_finite"), "the prediction")
-        return finite(values)
+        if wild:
+            raise wrong((f"instances.{row}", "gives no finite forecast") for row in wild)
+        return values
 
     def _stand_in(self, model: artifact.Model, reason: str) -> dict[str, Any]:
         if not self.contract.serving.fallback:
