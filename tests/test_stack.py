@@ -158,13 +158,13 @@ def command_lines() -> Iterator[set[str]]:
 
 
 @contextlib.contextmanager
-def callers(url: str) -> Iterator[list[int | str]]:
+def callers(url: str, headers: dict[str, str] | None = None) -> Iterator[list[int | str]]:
     """Asks for a forecast all the time during the block; every status, or error, is kept."""
     answers: list[int | str] = []
     done = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(timeout=10) as client:
+        with httpx.Client(timeout=10, headers=headers) as client:
             while not done.wait(0.02):
                 try:
                     answers.append(client.get(f"{url}/v1/forecast").status_code)
@@ -360,6 +360,28 @@ def test_up_again_keeps_what_is_there(stack: Stack, up: Any) -> None:
     before = stack.passwords(), sorted(stack.ids()), stack.ids("database")
     stack.project.make("up")
     assert (stack.passwords(), sorted(stack.ids()), stack.ids("database")) == before
+
+
+def test_keys_are_changed_and_kept_without_a_failed_request(stack: Stack, up: Any) -> None:
+    """By `up` on the running stack, replica by replica; a deployment that knows none leaves them as they are."""
+    keys, key = "team-a=0123456789abcdef0123456789abcdef", {"X-API-Key": "0123456789abcdef0123456789abcdef"}
+
+    def statuses() -> list[int]:
+        return [httpx.get(f"{stack.url}/v1/forecast", headers=headers).status_code for headers in ({}, key)]
+
+    with callers(stack.url, key):
+        done = stack.project.make("up", env={"API_KEYS": keys})
+    assert f"{stack.url}/v1/forecast" in done.stdout
+    assert statuses() == [401, 200]
+    trail = docker("exec", stack.ids()[0], "printenv", "ELASTICSEARCH_URL", check=False)
+    with callers(stack.url, key):
+        assert "the balancer answers from sha256:" in stack.deploy(COMPOSE_PROFILES="").stderr
+    assert statuses() == [401, 200]
+    assert docker("exec", stack.ids()[0], "printenv", "ELASTICSEARCH_URL", check=False) == trail
+    assert len(stack.ids()) == 2
+    with callers(stack.url, key):
+        stack.project.make("up", env={"API_KEYS": "none"})
+    assert statuses() == [200, 200]
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ read -r service repository base STOP_SECONDS ANSWER_SECONDS <<<"$contract"
 export STOP_SECONDS ANSWER_SECONDS
 export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-$service} BALANCER_PORT=${BALANCER_PORT:-8080} PYTHON_IMAGE=${PYTHON_IMAGE:-$base}
 export DOCKER_BUILDKIT=1 BUILDKIT_PROGRESS=quiet
-case ,${COMPOSE_PROFILES:-}, in *,watch,*) export ELASTICSEARCH_URL=http://elasticsearch:9200 ;; esac
 
 compose() { docker compose --progress quiet -f ops/compose.yaml ${TLS_DIR:+-f ops/tls.yaml} "$@"; }
 
@@ -71,7 +70,7 @@ passwords() {
   database=$(containers database --all)
   for key in POSTGRES_PASSWORD LOADER_PASSWORD READER_PASSWORD; do
     value=
-    [ -z "$database" ] || value=$(docker inspect -f '{{range .Config.Env}}{{println .}}{{end}}' "$database" | sed -n "s/^$key=//p")
+    [ -z "$database" ] || value=$(setting "$database" "$key")
     [ -n "$value" ] || value=${!key:-}
     if [ -z "$value" ]; then
       value=$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')
@@ -80,6 +79,27 @@ passwords() {
     export "$key=$value"
   done
   [ ! -f .env ] || chmod 600 .env
+}
+
+setting() { docker inspect -f '{{range .Config.Env}}{{println .}}{{end}}' "$1" | sed -n "s/^$2=//p"; }
+
+# What the environment leaves open stays as it runs, so that an `up` or a deployment from elsewhere takes away neither keys nor the audit trail.
+# `none` takes away: API_KEYS=none, ELASTICSEARCH_URL=none, COMPOSE_PROFILES=none.
+settings() {
+  local replica key part
+  replica=$(replicas --latest)
+  for key in API_KEYS ELASTICSEARCH_URL LOG_LEVEL; do
+    [ -n "${!key:-}" ] || [ -z "$replica" ] || export "$key=$(setting "$replica" "$key")"
+  done
+  if [ -z "${COMPOSE_PROFILES:-}" ]; then
+    for part in prometheus:watch kibana:kibana follower:follow; do
+      [ -z "$(containers "${part%:*}")" ] || export COMPOSE_PROFILES="${COMPOSE_PROFILES:+$COMPOSE_PROFILES,}${part#*:}"
+    done
+  fi
+  case ,${COMPOSE_PROFILES:-}, in *,watch,*) export ELASTICSEARCH_URL=http://elasticsearch:9200 ;; esac
+  for key in API_KEYS ELASTICSEARCH_URL LOG_LEVEL COMPOSE_PROFILES; do  # to compose, empty is not the same as unset
+    case ${!key:-} in '' | none) unset "$key" ;; esac
+  done
 }
 
 # One at a time on a target: a container of a fixed name is the lock; it ends by itself if its owner is killed.
@@ -143,6 +163,9 @@ start() {
     once service python -m model_service telemetry install || fail "Elasticsearch does not take the index template" ;;
   esac
   say "replicas and balancer"
+  if [ -n "$(replicas)" ]; then
+    roll "$SERVICE_IMAGE" || fail "the replicas that ran before go on as they were"
+  fi
   compose up --detach --build --remove-orphans >"$work/log" 2>&1 || fail "the stack does not start: $(tail -n 3 "$work/log")"
   for id in $(replicas --all); do
     wait_ready "$id" || { last_words "$id"; return 1; }
@@ -167,12 +190,15 @@ containers() {
 }
 replicas() { containers service "$@"; }
 
-# ask CONTAINER URL: what it answers to the container (so it works on a remote engine too); fails on any status but 2xx, and says why.
+# ask CONTAINER URL: what it answers to the container (so it works on a remote engine too), which shows one of its own API keys, where it has any;
+# fails on any status but 2xx, and says why.
 ask() { docker exec "$1" python -c "$asking" "$2"; }
 asking='
-import sys, urllib.error, urllib.request
+import os, sys, urllib.error, urllib.request
+key = os.environ.get("API_KEYS", "").split(",")[0].partition("=")[2].strip()
 try:
-    sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=3).read().decode())
+    request = urllib.request.Request(sys.argv[1], headers={"X-API-Key": key} if key else {})
+    sys.stdout.write(urllib.request.urlopen(request, timeout=3).read().decode())
 except urllib.error.HTTPError as error:
     sys.exit(f"HTTP {error.code}: {error.read(500).decode()}")
 except OSError as error:
@@ -198,4 +224,33 @@ wait_ready() {
 last_words() {
   say "replica ${1:0:12}: $reason; the end of its log:"
   docker logs --tail 400 "$1" 2>&1 | grep -v 'GET /readyz' | tail -n 20 | sed 's/^/    /' >&2 || true
+}
+
+remove() { docker stop "$1" >/dev/null && docker rm --force "$1" >/dev/null; }
+
+# as_wanted CONTAINER [as-it-is]: it is of $SERVICE_IMAGE, and has the settings that it would be started with now.
+as_wanted() {
+  [ "$(docker inspect -f '{{.Config.Image}}' "$1")" = "$SERVICE_IMAGE" ] || return 1
+  [ -n "${2:-}" ] || [ "$(docker inspect -f '{{index .Config.Labels "com.docker.compose.config-hash"}}' "$1")" = "$(compose config --hash service | cut -d ' ' -f 2)" ]
+}
+
+# roll IMAGE [as-it-is]: both replicas on that image, with the settings of now (or whatever those have that are on it), one after the other.
+# Fails with the last new one removed and the others as they were.
+roll() {
+  local id new old='' good=0
+  SERVICE_IMAGE=$1 IMAGE_DIGEST=$(digest_of "$1")
+  for id in $(replicas --all --filter status=exited --filter status=created --filter status=dead); do remove "$id"; done
+  for id in $(replicas); do if as_wanted "$id" "${2:-}"; then good=$((good + 1)); else old="$old $id"; fi; done
+  # shellcheck disable=SC2086  # ids, to be split
+  set -- $old
+  while [ $good -lt 2 ]; do
+    compose up --detach --no-deps --no-recreate --scale "service=$(($(replicas | wc -l) + 1))" service >"$work/log" 2>&1 ||
+      { say "a replica cannot be started: $(tail -n 1 "$work/log")"; return 1; }
+    new=$(replicas --latest)
+    say "replica ${new:0:12} on $SERVICE_IMAGE"
+    wait_ready "$new" || { last_words "$new"; remove "$new"; return 1; }
+    good=$((good + 1))
+    [ $# -eq 0 ] || { remove "$1"; shift; }
+  done
+  for id in "$@"; do remove "$id"; done
 }

@@ -11,6 +11,7 @@ up() {
   images
   port_free
   passwords
+  settings
   lock
   start || fail "the stack is up, but it is not ready"
   ask "$(replicas --latest)" http://balancer:8080/v1/forecast >"$work/answer" || fail "the balancer has no forecast to give"
@@ -44,29 +45,6 @@ target() {
   fi
 }
 
-on_image() { [ "$(docker inspect -f '{{.Config.Image}}' "$1")" = "$SERVICE_IMAGE" ]; }
-remove() { docker stop "$1" >/dev/null && docker rm --force "$1" >/dev/null; }
-
-# roll IMAGE: both replicas on that image. Fails with the last new one removed and the others as they were.
-roll() {
-  local id new old='' good=0
-  SERVICE_IMAGE=$1 IMAGE_DIGEST=$(digest_of "$1")
-  for id in $(replicas --all --filter status=exited --filter status=created --filter status=dead); do remove "$id"; done
-  for id in $(replicas); do if on_image "$id"; then good=$((good + 1)); else old="$old $id"; fi; done
-  # shellcheck disable=SC2086  # ids, to be split
-  set -- $old
-  while [ $good -lt 2 ]; do
-    compose up --detach --no-deps --no-recreate --scale "service=$(($(replicas | wc -l) + 1))" service >"$work/log" 2>&1 ||
-      { say "a replica cannot be started: $(tail -n 1 "$work/log")"; return 1; }
-    new=$(replicas --latest)
-    say "replica ${new:0:12} on $SERVICE_IMAGE"
-    wait_ready "$new" || { last_words "$new"; remove "$new"; return 1; }
-    good=$((good + 1))
-    [ $# -eq 0 ] || { remove "$1"; shift; }
-  done
-  for id in "$@"; do remove "$id"; done
-}
-
 # What answers through the balancer must be the image that was asked for, and the model in it.
 verify() {
   local want seen
@@ -83,6 +61,7 @@ deploy() {
   local before was
   images
   passwords
+  settings
   lock
   before=$(replicas --latest)
   if [ -z "$before" ]; then
@@ -96,7 +75,7 @@ deploy() {
     prepare
     if ! roll "$SERVICE_IMAGE"; then
       say "back to $was"
-      if ! roll "$was" || ! adopt; then fail "and the old image does not come back either: look at the target"; fi
+      if ! roll "$was" as-it-is || ! adopt; then fail "and the old image does not come back either: look at the target"; fi
       fail "undone: $was serves"
     fi
     follow
