@@ -34,9 +34,12 @@ def made_up(**changes: Any) -> dict[str, Any]:
                 "rmse": {name: [0.2] * len(horizons) for name in ("model", "last_value", "ar")},
                 "coverage": {"0.8": [0.81] * len(horizons), "0.95": [0.94] * len(horizons)},
                 "origins": {"scored": origins, "real": 1, "pseudo": origins - 1, "first": months[0], "last": months[9]},
+                "slices": [{"slice": "all", "says": "2000-01 to 2004-12", "cases": origins,
+                            "rmse": [[0.2, 0.1, 0.3]] * len(horizons), "ratio": [0.8] * len(horizons)}],
             },
         },
-        "gate": [{"name": "better_than_ar", "ok": True, "figure": 0.01, "limit": 0.05, "says": "p-value"}],
+        "gate": [{"name": "better_than_ar", "ok": True, "figure": 0.01, "limit": 0.05, "says": "p-value",
+                  "overruled": False}],
         "forecast": [
             {"horizon": ahead, "valid_time": "2016-07-01", "value": 4.7,
              "intervals": [{"level": 0.8, "lower": 4.6, "upper": 4.9}, {"level": 0.95, "lower": 4.5, "upper": 5.0}]}
@@ -137,7 +140,7 @@ def test_text_from_data_and_people_stays_text(plain: str) -> None:
 
 
 def test_text_that_became_a_part_of_the_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "escape", str)
+    monkeypatch.setattr(page, "ENVIRONMENT", page.ENVIRONMENT.overlay(autoescape=False))
     seen = Seen(page.page(hostile()))
     assert {"script", "img"} <= set(seen.tags) and seen.outside
 
