@@ -19,7 +19,7 @@ import tritonclient.http as triton
 from hypothesis import HealthCheck, Phase, given, settings
 from model_service import artifact, explain
 from model_service.contract import Contract
-from model_service.training import Cases, estimators, explaining
+from model_service.training import Cases, estimators, serialize
 from psycopg.conninfo import make_conninfo
 from schemathesis import GenerationMode
 from schemathesis.core.failures import FailureGroup
@@ -55,7 +55,7 @@ def test_contributions_are_those_of_shap_on_a_thousand_rows(table: Cases, contra
     known = table.inputs[table.complete]
     label = table.labels(int(table.origin[-1]))[table.complete, -1] - known[:, 0]
     fitted = kind.fit(known[~np.isnan(label)][:, places], label[~np.isnan(label)], 1)
-    written = explaining._trees(fitted, places)
+    written = serialize._trees(fitted, places)
     ours = explain.leaves(written["offset"], written["nodes"])
     draws = np.random.default_rng(1)
     rows = np.column_stack([draws.choice(column, 1000) for column in known.T])

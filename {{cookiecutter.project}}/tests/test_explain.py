@@ -18,7 +18,7 @@ from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.features import Floats
 from model_service.store import read
-from model_service.training import estimators, explaining, serialize
+from model_service.training import estimators, serialize
 
 BOOSTED = {"n_estimators": 40, "max_depth": 3}
 FOREST = {"n_estimators": 20, "max_depth": 6}
@@ -42,7 +42,7 @@ def explainer(made: estimators.Fitted, inputs: Floats) -> explain.Explainer:
     card = {"inputs": features.inputs(declared), "horizons": list(declared.target.horizons),
             "target": {"transform": declared.target.transform}}  # fmt: skip
     texts = {"card.json": card, "golden.json": {}, "held.json": {}}
-    texts[explain.FILE] = explaining.explanation(made, inputs)
+    texts[explain.FILE] = serialize.explanation(made, inputs)
     files = {name: json.dumps(text).encode() for name, text in texts.items()}
     graph = serialize.graph(made, inputs.shape[1])
     return explain.Explainer(artifact.Model(files | {"model.onnx": graph}, "1"))
@@ -83,7 +83,7 @@ def test_contributions_of_trees_are_shapleys_values_by_their_definition(make: An
     made = make.fit(inputs, inputs[:, 0] * inputs[:, 1] + np.sin(3 * inputs[:, 2]))
     trees = [one.tree_ for one in np.ravel(made.estimators_)]
     weight = made.learning_rate if hasattr(made, "learning_rate") else 1 / len(trees)
-    written = explaining._trees(made, list(range(6)))
+    written = serialize._trees(made, list(range(6)))
     found = explain.leaves(written["offset"], written["nodes"])
     for row in draws.integers(-4, 4, size=(3, 6)) + 0.5:  # on thresholds
         due = np.sum(

@@ -1,24 +1,39 @@
 """The report of a training as one HTML page that needs nothing else: page.html, with charts as SVG.
 
-Whatever comes from data, from service.toml or from people is escaped. The same report gives the same page.
+Whatever comes from data, from service.toml or from people is escaped. Charts are in the page's font and colours; each
+shows one horizon of the backtest. The same report gives the same page.
 """
 
+import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from model_service import periods
-from model_service.training import charts
+from model_service.features import Floats
 
 Report = Mapping[str, Any]
 CHARTS = 6  # horizons drawn, from the first to the last
 FIGURE = re.compile(r"–|[-+]?\d[\d.,%e+-]*")
 FEW_VINTAGES = 12
+INK = "#1b1f24"
+COLOURS = ("#0072b2", "#d55e00", "#00805d", "#b0457f", "#8f6a00")  # page.html has them as --c0 to --c4, light and dark
+DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1, 1.5), (6, 2, 1, 2), (9, 3))  # colours alone are not enough
+SHADES = (0.18, 0.3)
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+FAN, POINTS = 240, 400  # origins of a fan, points of a line: more cannot be told apart
 
 
 def _text(value: Any) -> str:
@@ -50,7 +65,8 @@ def page(report: Report) -> str:
 
     Besides the report page.html is given: heads, levels: of columns by horizon and by level of an interval. inputs: by
     importance, each with its loss ratio, and the length of its bar in percent. few: how many vintages, if they are few.
-    window: origins that an error over time is averaged over. fans, over_time: (head, SVG) each. line: see `charts`.
+    window: origins that an error over time is averaged over. fans, over_time: (head, SVG) each. dashes: of the
+    legend's lines.
     """
     card, backtest, found = report["card"], report["backtest"], report.get("importance", {})
     window = _window(report)
@@ -67,9 +83,9 @@ def page(report: Report) -> str:
         ],
         few=vintages if vintages < FEW_VINTAGES else None,
         window=window,
-        fans=_figures(card, partial(charts.fan, backtest), "forecasts with intervals, and what came true"),
-        over_time=_figures(card, partial(charts.over_time, backtest, window=window), "RMSE of model and baselines"),
-        line=charts.line,
+        fans=_figures(card, partial(_fan, backtest), "forecasts with intervals, and what came true"),
+        over_time=_figures(card, partial(_over_time, backtest, window=window), "RMSE of model and baselines"),
+        dashes=[[2 * length for length in dashes] for dashes in DASHES],
     )
 
 
@@ -84,3 +100,60 @@ def _figures(card: Report, draw: Callable[[int, str], str], says: str) -> list[t
 def _window(report: Report) -> int:
     """Origins that an error over time is averaged over: a year's, at least twelve."""
     return min(max(12, periods.season(report["card"]["target"]["frequency"])), len(report["backtest"]["origins"]))
+
+
+def _fan(made: Report, place: int, says: str) -> str:
+    """Forecasts with their intervals, and what came true, by the period that they are about; the last FAN of them."""
+
+    def draw(axes: Axes) -> None:
+        when = np.array([row[place] for row in made["valid_time"][-FAN:]], "M8[D]")
+        for level, shade in zip(sorted(made["lower"], reverse=True), SHADES, strict=True):
+            low, high = (_column(made[end][level][-FAN:], place) for end in ("lower", "upper"))
+            axes.fill_between(when, low, high, color=COLOURS[0], alpha=shade, linewidth=0)
+        axes.plot(when, _column(made["forecast"]["model"][-FAN:], place), color=COLOURS[0], linewidth=1)
+        axes.plot(when, _column(made["truth"][-FAN:], place), color=INK, linewidth=1)
+
+    return _svg(f"fan{place}", says, draw)
+
+
+def _over_time(made: Report, place: int, says: str, window: int) -> str:
+    """RMSE of the `window` origins up to each, of the model and every baseline."""
+
+    def draw(axes: Axes) -> None:
+        truth = _column(made["truth"], place)
+        when = np.array([origin[:10] for origin in made["origins"]], "M8[D]")[window - 1 :]
+        step = -(-len(when) // POINTS)
+        for number, rows in enumerate(made["forecast"].values()):
+            squares = np.lib.stride_tricks.sliding_window_view((_column(rows, place) - truth) ** 2, window)
+            dashes = (0, DASHES[number]) if DASHES[number] else "solid"
+            rmse = np.sqrt(squares.mean(axis=1))[::step]
+            axes.plot(when[::step], rmse, color=COLOURS[number], linewidth=1.2, linestyle=dashes)
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+
+    return _svg(f"time{place}", says, draw)
+
+
+def _column(rows: Sequence[Sequence[float | None]], place: int) -> Floats:
+    return np.array(rows, np.float64)[:, place]  # None becomes NaN
+
+
+def _svg(name: str, says: str, draw: Callable[[Axes], None]) -> str:
+    """`name` keeps the ids of this chart apart from those of others; `says` is for those who cannot see it."""
+    locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
+    out, unsaid = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(4.6, 2.4))
+        axes = figure.add_axes((0.12, 0.13, 0.87, 0.83))
+        draw(axes)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        figure.savefig(out, format="svg", transparent=True, metadata=unsaid)
+    text = out.getvalue()
+    text = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg") :])  # numbered ids would stand in every chart
+    text = re.sub(r"([ML] -?\d+\.\d)\d*( -?\d+\.\d)\d*", r"\1\2", text)  # a tenth of a point is enough
+    for place, colour in enumerate(COLOURS):
+        text = text.replace(colour, f"var(--c{place})")
+    return text.replace(INK, "currentColor").replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1)

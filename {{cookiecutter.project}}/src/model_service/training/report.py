@@ -18,7 +18,7 @@ from model_service import artifact, digests, explain, features, forecasting, lis
 from model_service.artifact import Model
 from model_service.features import Floats
 from model_service.store.read import DataVersion
-from model_service.training import Cases, evaluate, explaining, page, serialize
+from model_service.training import Cases, evaluate, page, serialize
 from model_service.training.backtest import LEVELS, Backtest
 from model_service.training.gate import Rule
 from model_service.training.probes import Candidate
@@ -69,7 +69,7 @@ def files(card: dict[str, Any], made: Candidate) -> dict[str, bytes]:
         "backtest.json": evaluate.stored(made.tested),
     }
     written = {name: (json.dumps(value, indent=1) + "\n").encode() for name, value in texts.items()}
-    explanation = explaining.explanation(made.fitted, table.inputs[table.complete])
+    explanation = serialize.explanation(made.fitted, table.inputs[table.complete])
     written[explain.FILE] = json.dumps(explanation, separators=(",", ":")).encode()
     found = written | {"model.onnx": graph}
     explain.Explainer(Model(found, "unregistered")).explain(examples)  # raises when it is not of this graph
