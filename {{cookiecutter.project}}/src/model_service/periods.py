@@ -8,6 +8,7 @@ Dates are written with strptime's directives, and %q for the quarter (2016-Q2 is
 """
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -27,7 +28,7 @@ def ordinal(frequency: str, day: date) -> int:
         return day.toordinal()
     if frequency == "week":
         return (day.toordinal() - 1) // 7  # 0001-01-01 was a Monday
-    return (day.year * 12 + day.month - 1) // _months(frequency)
+    return (day.year * 12 + day.month - 1) // _of(_MONTHS, frequency)
 
 
 def date_of(frequency: str, number: int) -> date:
@@ -36,7 +37,7 @@ def date_of(frequency: str, number: int) -> date:
         return date.fromordinal(number)
     if frequency == "week":
         return date.fromordinal(number * 7 + 1)
-    year, month = divmod(number * _months(frequency), 12)
+    year, month = divmod(number * _of(_MONTHS, frequency), 12)
     return date(year, month + 1, 1)
 
 
@@ -52,24 +53,18 @@ def end(frequency: str, number: int) -> date:
 
 def season(frequency: str) -> int:
     """Periods after which the calendar repeats: a year of them, a week of days."""
-    if frequency not in _SEASON:
-        raise _unknown(frequency)
-    return _SEASON[frequency]
+    return _of(_SEASON, frequency)
 
 
 def year(frequency: str) -> int:
     """Whole periods in a year."""
-    return _YEAR[frequency]
+    return _of(_YEAR, frequency)
 
 
-def _months(frequency: str) -> int:
-    if frequency not in _MONTHS:
-        raise _unknown(frequency)
-    return _MONTHS[frequency]
-
-
-def _unknown(frequency: str) -> ValueError:
-    return ValueError(f"unknown frequency {frequency!r} (known: {', '.join(FREQUENCIES)})")
+def _of(periods: Mapping[str, int], frequency: str) -> int:
+    if frequency not in periods:
+        raise ValueError(f"unknown frequency {frequency!r} (known: {', '.join(FREQUENCIES)})")
+    return periods[frequency]
 
 
 def checked(format: str) -> str:
