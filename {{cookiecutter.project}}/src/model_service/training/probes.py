@@ -13,7 +13,6 @@ import numpy as np
 from model_service import artifact, features, periods
 from model_service.features import Floats
 from model_service.freshness import GRACE_DAYS
-from model_service.inputs import Feature
 from model_service.registry import Registered
 from model_service.training import Cases, backtest, estimators, serialize
 from model_service.training.estimators import Settings
@@ -213,7 +212,8 @@ def _directions(made: Candidate) -> list[Rule]:
     contract, session, rows = made.tested.table.contract, artifact.session(made.graph), made.rows
     names, wrong = features.inputs(contract), {}
     for feature in contract.feature:
-        if way := _way(feature):
+        if feature.direction:
+            way = 1 if feature.direction == "up" else -1
             places = [names.index(name) for name in feature.names]
             means = []
             for step in np.linspace(-1, 1, 9):
@@ -228,10 +228,6 @@ def _directions(made: Candidate) -> list[Rule]:
     worst = max(wrong, key=lambda name: wrong[name])
     limit = contract.gate.max_wrong_direction
     return [at_most("directions", wrong[worst], limit, f"share of the forecast's way against that of {worst}")]
-
-
-def _way(feature: Feature) -> int:
-    return {"up": 1, "down": -1}.get(getattr(feature, "direction", None) or "", 0)
 
 
 def against(made: Candidate, champion: Registered | None) -> list[Rule]:

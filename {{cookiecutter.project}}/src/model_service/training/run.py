@@ -78,8 +78,15 @@ def train(
     outcome = "blocked" if refused else "overruled" if waived else "passed"
     with connection.transaction():
         done = {} if refused else _register(contract, connection, root / BUILD / "model", files, why)
-        spent = time.monotonic() - began
-        number = _record(contract, connection, made.card, rules, outcome, done.get("version"), page, spent)
+        number = experiments.record(
+            connection,
+            outcome=outcome,
+            version=done.get("version"),
+            gate=[vars(rule) for rule in rules],
+            page=page,
+            seconds=time.monotonic() - began,
+            **_recorded(contract, made.card),
+        )
     if refused:
         raise Blocked(
             "\n".join(["the gate refused; nothing was registered (build/report.html has all figures):", *refused])
@@ -216,30 +223,15 @@ def _around(
     }
 
 
-def _record(
-    contract: Contract,
-    connection: Connection,
-    card: dict[str, Any],
-    rules: list[Rule],
-    outcome: str,
-    version: int | None,
-    page: str,
-    seconds: float,
-) -> int:
+def _recorded(contract: Contract, card: dict[str, Any]) -> dict[str, Any]:
+    """What the row of a training run says of clocks, parameters, figures and code, by its columns."""
     declared = contract.model_dump(mode="json", include={"target", "feature", "train", "gate"})
-    return experiments.record(
-        connection,
-        outcome=outcome,
-        version=version,
-        known_at=card["trained_as_of"]["known_at"],
-        data_version=card["trained_as_of"]["data_version"],
-        parameters=declared | {"chosen": card.get("chosen")},
-        figures=card["metrics"],
-        gate=[vars(rule) for rule in rules],
-        provenance={part: card[part] for part in (*report.PROVENANCE, "loads", "data_hash")},
-        page=page,
-        seconds=seconds,
-    )
+    return {
+        **card["trained_as_of"],
+        "parameters": declared | {"chosen": card["chosen"]},
+        "figures": card["metrics"],
+        "provenance": {part: card[part] for part in (*report.PROVENANCE, "loads", "data_hash")},
+    }
 
 
 def newest_knowledge(connection: psycopg.Connection[Any]) -> datetime:
