@@ -83,18 +83,18 @@ def page(report: Report) -> str:
         ],
         few=vintages if vintages < FEW_VINTAGES else None,
         window=window,
-        fans=_figures(card, partial(_fan, backtest), "forecasts with intervals, and what came true"),
-        over_time=_figures(card, partial(_over_time, backtest, window=window), "RMSE of model and baselines"),
+        fans=_figures(card, "fan", partial(_fan, backtest), "forecasts with intervals, and what came true"),
+        over_time=_figures(card, "time", partial(_over_time, backtest, window), "RMSE of model and baselines"),
         dashes=[[2 * length for length in dashes] for dashes in DASHES],
     )
 
 
-def _figures(card: Report, draw: Callable[[int, str], str], says: str) -> list[tuple[str, str]]:
+def _figures(card: Report, name: str, draw: Callable[[int, Axes], None], says: str) -> list[tuple[str, str]]:
     """One chart a horizon, of CHARTS of them at most, each with its head."""
     horizons = card["horizons"]
     drawn = np.unique(np.linspace(0, len(horizons) - 1, CHARTS).astype(int)).tolist()
     heads = {place: f"Horizon {horizons[place]}" for place in drawn}
-    return [(head, draw(place, f"{head}: {says}")) for place, head in heads.items()]
+    return [(head, _svg(f"{name}{place}", f"{head}: {says}", partial(draw, place))) for place, head in heads.items()]
 
 
 def _window(report: Report) -> int:
@@ -102,38 +102,30 @@ def _window(report: Report) -> int:
     return min(max(12, periods.season(report["card"]["target"]["frequency"])), len(report["backtest"]["origins"]))
 
 
-def _fan(made: Report, place: int, says: str) -> str:
+def _fan(made: Report, place: int, axes: Axes) -> None:
     """Forecasts with their intervals, and what came true, by the period that they are about; the last FAN of them."""
-
-    def draw(axes: Axes) -> None:
-        when = np.array([row[place] for row in made["valid_time"][-FAN:]], "M8[D]")
-        for level, shade in zip(sorted(made["lower"], reverse=True), SHADES, strict=True):
-            low, high = (_column(made[end][level][-FAN:], place) for end in ("lower", "upper"))
-            axes.fill_between(when, low, high, color=COLOURS[0], alpha=shade, linewidth=0)
-        axes.plot(when, _column(made["forecast"]["model"][-FAN:], place), color=COLOURS[0], linewidth=1)
-        axes.plot(when, _column(made["truth"][-FAN:], place), color=INK, linewidth=1)
-
-    return _svg(f"fan{place}", says, draw)
+    when = np.array([row[place] for row in made["valid_time"][-FAN:]], "M8[D]")
+    for level, shade in zip(sorted(made["lower"], reverse=True), SHADES, strict=True):
+        low, high = (_column(made[end][level][-FAN:], place) for end in ("lower", "upper"))
+        axes.fill_between(when, low, high, color=COLOURS[0], alpha=shade, linewidth=0)
+    axes.plot(when, _column(made["forecast"]["model"][-FAN:], place), color=COLOURS[0], linewidth=1)
+    axes.plot(when, _column(made["truth"][-FAN:], place), color=INK, linewidth=1)
 
 
-def _over_time(made: Report, place: int, says: str, window: int) -> str:
+def _over_time(made: Report, window: int, place: int, axes: Axes) -> None:
     """RMSE of the `window` origins up to each, of the model and every baseline."""
-
-    def draw(axes: Axes) -> None:
-        truth = _column(made["truth"], place)
-        when = np.array([origin[:10] for origin in made["origins"]], "M8[D]")[window - 1 :]
-        step = -(-len(when) // POINTS)
-        for number, rows in enumerate(made["forecast"].values()):
-            squares = np.lib.stride_tricks.sliding_window_view((_column(rows, place) - truth) ** 2, window)
-            dashes = (0, DASHES[number]) if DASHES[number] else "solid"
-            rmse = np.sqrt(squares.mean(axis=1))[::step]
-            axes.plot(when[::step], rmse, color=COLOURS[number], linewidth=1.2, linestyle=dashes)
-        axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-
-    return _svg(f"time{place}", says, draw)
+    truth = _column(made["truth"], place)
+    when = np.array([origin[:10] for origin in made["origins"]], "M8[D]")[window - 1 :]
+    step = -(-len(when) // POINTS)
+    for number, rows in enumerate(made["forecast"].values()):
+        squares = np.lib.stride_tricks.sliding_window_view((_column(rows, place) - truth) ** 2, window)
+        dashes = (0, DASHES[number]) if DASHES[number] else "solid"
+        rmse = np.sqrt(squares.mean(axis=1))[::step]
+        axes.plot(when[::step], rmse, color=COLOURS[number], linewidth=1.2, linestyle=dashes)
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _column(rows: Sequence[Sequence[float | None]], place: int) -> Floats:
