@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from model_service import features
-from model_service.artifact import Model
 from model_service.features import Flags, Floats
-from model_service.forecasting import stamp
+from model_service.forecasting import loaded, stamp
 from model_service.registry import Registered
 from model_service.training import gate
 from model_service.training.backtest import Backtest
@@ -126,7 +125,7 @@ def stored_forecasts(tested: Backtest, champion: Registered) -> Floats:
 def later_answers(tested: Backtest, champion: Registered) -> Floats:
     """The champion's answers at origins after its training: float64 [m, H]; NaN elsewhere, or without its inputs."""
     table, names = tested.table, features.inputs(tested.table.contract)
-    model = Model(champion.files, str(champion.version))
+    model = loaded(champion)
     made = np.full((len(tested.places), len(model.horizons)), np.nan)
     if set(model.inputs) <= set(names) and _same_target(tested, champion):
         trained = features.microseconds(datetime.fromisoformat(model.card["trained_as_of"]["known_at"]))
