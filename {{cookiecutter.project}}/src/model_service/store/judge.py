@@ -1,7 +1,7 @@
 """How cells are judged against what was known; the statements that judge and store those staged: see `observations`.
 
-stage: this load's cells. verdict: those that something was known of, and what follows. stated: what other loads said of
-the same cells at that moment or later, by rank (the order of the loads that said it first).
+stage: this load's cells. verdict: what follows from each, where other loads may have spoken at its moment or later.
+stated: what they said of the same cells then, by rank (the order of the loads that said it first).
 """
 
 from typing import Any
@@ -72,63 +72,40 @@ FIRST = """
 INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
 SELECT series_id, valid_time, known_from, %s, CASE state WHEN 0 THEN value END, state FROM stage WHERE state <> 2
 """
-# All moments at once, where each lies above whatever was said before: nothing there can be contradicted.
-LAND = f"""
-WITH judged AS MATERIALIZED (
-    SELECT s.series_id, s.valid_time, s.known_from, s.value, s.state, {{outcome}} AS outcome
-    FROM stage s LEFT JOIN ({AS_OF}) h USING (series_id, valid_time) {{order}}),
+# What is judged is stored where it differs, and counted.
+LAND = """
+WITH judged AS MATERIALIZED ({judged}),
 stored AS (
     INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
     SELECT series_id, valid_time, known_from, %(load)s, CASE state WHEN 0 THEN value END, state
-    FROM judged WHERE outcome <> 'same')
+    FROM judged WHERE outcome <> 'same' AND outcome <> 'conflict')
 SELECT outcome, count(*) FROM judged GROUP BY outcome
+"""
+# All moments at once, where each lies above whatever was said before: nothing there can be contradicted.
+JUDGED = f"""
+SELECT s.series_id, s.valid_time, s.known_from, s.value, s.state, {{outcome}} AS outcome
+FROM stage s LEFT JOIN ({AS_OF}) h USING (series_id, valid_time) {{order}}
 """  # noqa: S608
-LAND_ONE = LAND.format(outcome=HELD, order="ORDER BY s.series_id, s.valid_time")
-LAND_SEVERAL = LAND.format(
+LAND_ONE = LAND.format(judged=JUDGED.format(outcome=HELD, order="ORDER BY s.series_id, s.valid_time"))
+LAND_SEVERAL = LAND.format(judged=JUDGED.format(
     outcome=EARLIER,
     order="WINDOW w AS (PARTITION BY s.series_id, s.valid_time ORDER BY s.known_from)"
     " ORDER BY s.series_id, s.valid_time, s.known_from",
-)
+))  # fmt: skip
+# Of one moment, what the verdict says.
+LAND_JUDGED = LAND.format(judged="SELECT * FROM verdict WHERE known_from = %(known)s ORDER BY series_id, valid_time")
 # A hash join would read the index of `observation` in as many passes as it makes of its memory.
 MERGE = "SET LOCAL enable_hashjoin = {}"
 MATCH = f"""
 INSERT INTO verdict
 SELECT s.line, s.series_id, s.valid_time, s.known_from, s.value, s.state, h.value, {HELD}
-FROM stage s LEFT JOIN ({AS_OF}) h USING (series_id, valid_time)
-WHERE s.known_from = %(known)s AND (h.state IS NOT NULL OR s.state = 2)
+FROM stage s LEFT JOIN ({AS_OF}) h USING (series_id, valid_time) WHERE s.known_from = %(known)s
 """  # noqa: S608
-NEWS = """
-SELECT EXISTS (SELECT FROM stage s WHERE s.known_from = %(known)s AND NOT EXISTS (
-    SELECT FROM verdict v WHERE v.series_id = s.series_id AND v.valid_time = s.valid_time
-    AND v.known_from = s.known_from AND v.outcome = 'same'))
-"""
+NEWS = "SELECT FROM verdict WHERE known_from = %(known)s AND outcome <> 'same' LIMIT 1"
 CONFLICT = """
 UPDATE verdict v SET outcome = 'conflict' FROM stated t
 WHERE v.outcome <> 'same' AND v.known_from = %(known)s AND t.known_from = %(known)s
 AND t.rank < %(rank)s AND t.series_id = v.series_id AND t.valid_time = v.valid_time
-"""
-# Not held, but stated there: as absent, by a complete payload of the same moment.
-CONFLICT_ABSENT = """
-INSERT INTO verdict
-SELECT s.line, s.series_id, s.valid_time, s.known_from, s.value, s.state, NULL, 'conflict'
-FROM stage s WHERE s.known_from = %(known)s AND EXISTS (
-    SELECT FROM stated t WHERE t.series_id = s.series_id AND t.valid_time = s.valid_time
-    AND t.known_from = s.known_from AND t.state = 2 AND t.rank < %(rank)s)
-AND NOT EXISTS (
-    SELECT FROM verdict v WHERE v.series_id = s.series_id AND v.valid_time = s.valid_time
-    AND v.known_from = s.known_from)
-"""
-INSERT_MATCHED = """
-INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
-SELECT series_id, valid_time, known_from, %(load)s, CASE state WHEN 0 THEN value END, state
-FROM verdict WHERE outcome = %(outcome)s AND known_from = %(known)s ORDER BY series_id, valid_time
-"""
-INSERT_NEW = """
-INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
-SELECT series_id, valid_time, known_from, %(load)s, CASE state WHEN 0 THEN value END, state
-FROM stage s WHERE known_from = %(known)s AND NOT EXISTS (
-    SELECT FROM verdict v WHERE v.series_id = s.series_id AND v.valid_time = s.valid_time
-    AND v.known_from = s.known_from)
 """
 # A cell in quarantine has not vanished; where its period could not be read, nothing of its series has.
 VANISH = f"""

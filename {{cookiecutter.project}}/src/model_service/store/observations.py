@@ -118,7 +118,7 @@ class Landing:
         if self._held and self.vintage and self.moments - {microseconds(self.vintage)}:
             raise ServiceError(f"a payload of {self.vintage} has cells of other moments; nothing was committed")
         if len(self.moments) > 50:
-            self.connection.execute("CREATE INDEX ON stage (known_from)")
+            self.connection.execute("CREATE INDEX ON stage (known_from); CREATE INDEX ON verdict (known_from)")
         self.connection.execute("ANALYZE stage")
 
     def land(self) -> None:
@@ -135,19 +135,16 @@ class Landing:
         elif not self.before and self.newest is None and once:
             order = "" if self._sorted else " ORDER BY series_id, valid_time"
             self.landed["new"] += self.connection.execute(sql.FIRST + order, [self.load_id]).rowcount
-            self.landed["same"] += self._count("SELECT count(*) FROM stage WHERE state = %s", 2)
+            gone = self.connection.execute("SELECT count(*) FROM stage WHERE state = 2").fetchone() or (0,)
+            self.landed["same"] += gone[0]
         elif not self.before and (self.newest is None or moments[0] > self.newest):
-            asked = about | {"known": moments[0], "load": self.load_id}
             self.connection.execute(sql.MERGE.format("off"))
-            judged = self.connection.execute(sql.LAND_ONE if once else sql.LAND_SEVERAL, asked)
-            for outcome, count in judged.fetchall():
-                self.landed[outcome] += count
+            self._land(sql.LAND_ONE if once else sql.LAND_SEVERAL, known=moments[0], **about)
             self.connection.execute(sql.MERGE.format("on"))
         else:
             for known in moments:
-                self._land(known, about)
-            for outcome in ("same", "conflict"):
-                self.landed[outcome] = self._count("SELECT count(*) FROM verdict WHERE outcome = %s", outcome)
+                self._judge(known, about)
+                self._land(sql.LAND_JUDGED, known=known)
         if self.complete and (self.newest or self.before) and self._held != NOTHING:
             self._vanish(self.complete)
         if self.before:
@@ -186,16 +183,16 @@ class Landing:
         rest: Cells = cells[~done]
         return rest
 
-    def _land(self, known: datetime, about: Mapping[str, Any]) -> None:
+    def _judge(self, known: datetime, about: Mapping[str, Any]) -> None:
+        """Fills the verdict of one moment, of which or after which other loads may have spoken."""
         self._do(sql.MATCH, known=known, **about)
-        if self.newest and known <= self.newest and self._any(sql.NEWS, known=known):
+        if self.newest and known <= self.newest and self._do(sql.NEWS, known=known).rowcount:
             self._recall(known)
             self._do(sql.CONFLICT, known=known)
-            self._do(sql.CONFLICT_ABSENT, known=known)
-        for outcome in ("new", "changed", "deleted"):
-            self.landed[outcome] += self._do(sql.INSERT_MATCHED, known=known, outcome=outcome)
-        order = "" if self._sorted else " ORDER BY series_id, valid_time"
-        self.landed["new"] += self._do(sql.INSERT_NEW + order, known=known)
+
+    def _land(self, statement: str, **asked: Any) -> None:
+        for outcome, count in self._do(statement, **asked).fetchall():
+            self.landed[outcome] += count
 
     def conflicts(self) -> Iterator[tuple[int, str, datetime, str, str]]:
         """Line, series, valid_time, value and detail of each cell that contradicts its vintage's first statement."""
@@ -227,13 +224,13 @@ class Landing:
         # What was stored as it came lies outside of what was held.
         first, last = map(instant, self._held) if self._held else ("-infinity", "infinity")
         about = {"series": self.scope, "first": first, "last": last, "known": known}
-        self.landed["vanished"] += self._do(sql.VANISH, **about)
+        self.landed["vanished"] += self._do(sql.VANISH, **about).rowcount
 
     def _withdraw(self) -> None:
         for known in self._said_before():
             if known != self.complete:  # there, what the bytes lack has vanished
                 self._recall(known)
-                self.landed["vanished"] += self._do(sql.WITHDRAW, known=known)
+                self.landed["vanished"] += self._do(sql.WITHDRAW, known=known).rowcount
 
     def _said_before(self) -> list[datetime]:
         """The moments that the load to be corrected spoke of."""
@@ -266,15 +263,9 @@ class Landing:
                 for cells in batches:
                     wire.copy_in(self.connection, into, cells)
 
-    def _do(self, statement: str, **asked: Any) -> int:
+    def _do(self, statement: str, **asked: Any) -> psycopg.Cursor[Any]:
         own = {"load": self.load_id, "rank": self.before[0].rank if self.before else self.load_id}
-        return self.connection.execute(statement, own | asked).rowcount
-
-    def _any(self, statement: str, **asked: Any) -> bool:
-        return bool((self.connection.execute(statement, asked).fetchone() or [False])[0])
-
-    def _count(self, statement: str, value: Any) -> int:
-        return int((self.connection.execute(statement, [value]).fetchone() or [0])[0])
+        return self.connection.execute(statement, own | asked)
 
 
 def _distinct(column: npt.NDArray[np.integer[Any]]) -> set[int]:
