@@ -13,7 +13,7 @@ from load_report import row
 from load_store import FIRST, LATEST, SERIES, names
 from model_service import settings
 from model_service.contract import Contract
-from model_service.loader import Payload, batches, checks, run
+from model_service.loader import Payload, checks, run
 from model_service.store import observations, raw
 from model_service.store.connection import connect
 
@@ -41,8 +41,8 @@ def apart(url: str, declared: Contract, rows: int, folder: Path) -> list[dict[st
         raw.keep(connection, path, sha256, "text/csv")
         kept = time.perf_counter() - begun
     begun = time.perf_counter()
-    found = batches(source.parse(Payload(path.name, path, "text/csv", LATEST), options, series), ids, LATEST)
-    good = sum(len(batch) for batch, _ in checks.sift(found, {n: s for s, n in ids.items()}, series, LATEST))
+    found = source.parse(Payload(path.name, path, "text/csv", LATEST), options, series)
+    good = sum(len(batch) for batch, _ in checks.sift(found, ids, series, LATEST))
     parsed = time.perf_counter() - begun
     if good != count:
         raise SystemExit(f"{good} of {count} lines were read")

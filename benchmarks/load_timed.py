@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from load_store import LATEST, SERIES, SIZE, Server, cells, copy, entry, registered
 from model_service.contract import Contract
-from model_service.loader import run
+from model_service.loader import checks, run
 from model_service.store import ledger
 from model_service.store.connection import connect
 
@@ -40,11 +40,11 @@ def prepared(periods: int, known: datetime, like: int) -> Callable[[np.ndarray],
 @contextmanager
 def ready() -> Iterator[None]:
     """Runs get batches instead of records, so that parsing is not timed."""
-    original, run.batches = run.batches, lambda records, ids, observed_at: records
+    original, checks.batches = checks.batches, lambda records, ids, observed_at: records
     try:
         yield
     finally:
-        run.batches = original
+        checks.batches = original
 
 
 def reference(url: str, declared: Contract, periods: int, known: datetime, like: int) -> float:

@@ -1,6 +1,6 @@
 """What a cell and a load must satisfy; what does not is quarantined, or blocks, marks or warns."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ import psycopg
 
 from model_service import periods
 from model_service.contract import Action, Check, Contract, Limit, Parts, Series
-from model_service.loader import VALUE, Reject
+from model_service.loader import VALUE, Cell, Reject, batches
 from model_service.periods import instant, microseconds
 from model_service.store.observations import Cells
 
@@ -86,12 +86,13 @@ class Rule:
 
 
 def sift(
-    batches: Iterator[tuple[Cells, list[Reject]]], names: Mapping[int, str], series: Mapping[str, Series], now: datetime
+    records: Iterable[Cell | Reject], ids: Mapping[str, int], series: Mapping[str, Series], now: datetime
 ) -> Iterator[tuple[Cells, list[Reject]]]:
-    """The batches without the cells that break a row rule, which become Rejects. `names`: series_id to name."""
+    """The records in batches, by column; cells that break a row rule become Rejects. `now` is when they were read."""
+    names = {number: name for name, number in ids.items()}
     declared = {number: series[name] for number, name in names.items() if name in series}
     rules = [_future(now), *_range(declared), *_allowed(declared)]
-    for cells, rejects in batches:
+    for cells, rejects in batches(records, ids, now):
         for rule in rules:
             broken = rule.broken(cells)
             if broken.any():
@@ -115,8 +116,7 @@ def batch(
 ) -> list[Result]:
     """The checks of the whole load, on what is known at `known`, the latest moment that it speaks of."""
     held = sum(landed[name] for name in ("changed", "same", "deleted", "conflict", "vanished"))
-    limit = contract.source[dataset].max_vanished
-    results = [vanished(landed["vanished"] / max(held, 1), limit, landed["vanished"], dataset)]
+    results = [_vanished(landed["vanished"], held, contract.source[dataset].max_vanished, dataset)]
     if known is not None and landed["new"] + landed["changed"] + landed["deleted"] + landed["vanished"]:
         results += judge(connection, contract, contract.of_source(dataset), known, load_id)
     return results
@@ -142,8 +142,9 @@ def judge(
     return found + [_sql(connection, check, known) for check in contract.check]
 
 
-def vanished(share: float, limit: float, count: int, dataset: str) -> Result:
+def _vanished(count: int, held: int, limit: float, dataset: str) -> Result:
     """Whether a complete payload lacks more than `limit` of what was held: then it is rather the payload that lacks."""
+    share = count / max(held, 1)
     says = f"{count:,} cells held before are not in the payload, {share:.1%} of them (max_vanished = {limit:.1%})"
     return Result("max_vanished", dataset, "block", share <= limit, share, limit, says)
 

@@ -1,7 +1,7 @@
 """Loads read again from the bytes that were kept of them, each by the rules it was read by then."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -9,79 +9,61 @@ from typing import Any
 import psycopg
 
 from model_service.contract import Series
-from model_service.loader import Cell, Payload, Reject, batches, checks
+from model_service.loader import Cell, Payload, Reject, checks
 from model_service.loader.sources import Kind
 from model_service.store import ledger, quarantine, raw
 from model_service.store.observations import Batches, Said
 
-Connection = psycopg.Connection[Any]
+Row = Mapping[str, Any]  # of a load
 
 
-@contextmanager
-def records(
-    connection: Connection,
-    row: Mapping[str, Any],
-    source: Kind,
-    options: Any,
-    series: Mapping[str, Series],
-    wanted: quarantine.Wanted | None = None,
-) -> Iterator[Iterator[Cell | Reject]]:
-    """What the kept bytes of `row`, a load, give; `wanted` limits it to what was quarantined."""
-    request = row["request"]
-    vintage = datetime.fromisoformat(request["vintage"]) if request["vintage"] else None
-    with raw.opened(connection, row["payload_sha256"]) as (path, media_type):
-        found = source.parse(Payload(request["file"], path, media_type, vintage), options, series)
-        if wanted is not None:
-            found = (one for one in found if (one.line, one.series) in wanted or (one.line, None) in wanted)
-        yield found
+@dataclass(frozen=True)
+class Reader:
+    """Reads kept bytes of a dataset by a kind of source, its options, and the series that are mapped."""
 
+    connection: psycopg.Connection[Any]
+    source: Kind
+    options: Any
+    series: Mapping[str, Series]
 
-def said(
-    connection: Connection,
-    entry: ledger.Entry,
-    source: Kind,
-    options: Any,
-    series: Mapping[str, Series],
-    ids: Mapping[str, int],
-    since: datetime | None = None,
-    only: int | None = None,
-) -> Iterator[Said]:
-    """What others than the load that the entry corrects said of its scope, or what `only` the one said.
+    def records(self, row: Row, wanted: quarantine.Wanted | None = None) -> Iterator[Cell | Reject]:
+        """What the kept bytes of a load give; `wanted` limits it to what was quarantined."""
+        request = row["request"]
+        vintage = datetime.fromisoformat(request["vintage"]) if request["vintage"] else None
+        with raw.opened(self.connection, row["payload_sha256"]) as (path, media_type):
+            found = self.source.parse(Payload(request["file"], path, media_type, vintage), self.options, self.series)
+            if wanted is not None:
+                found = (one for one in found if (one.line, one.series) in wanted or (one.line, None) in wanted)
+            yield from found
 
-    `options` and `series` serve loads that recorded no rules.
-    """
-    but = entry.corrects if only is None else None
-    for row in ledger.said(connection, entry.dataset, entry.scope, since, but, only):
-        own_options, own_series = options, series
-        if row["rules"]:
-            own_options = source.Options.model_validate(row["rules"]["options"])
-            own_series = {
-                name: Series(source=entry.dataset, unit="", release_lag_days=0, **rules)
-                for name, rules in row["rules"]["series"].items()
-                if name in ids
-            }
-        known = row["request"]["vintage"]
-        yield Said(
-            load_id=row["load_id"],
-            rank=row["rank"],
-            known=datetime.fromisoformat(known) if known else row["observed_at"],
-            scope=row["scope"],
-            complete=row["complete"],
-            cells=partial(_cells, connection, row, source, own_options, own_series, ids),
-        )
+    def said(
+        self, entry: ledger.Entry, ids: Mapping[str, int], since: datetime | None = None, only: int | None = None
+    ) -> Iterator[Said]:
+        """What others than the load that the entry corrects said of its scope, or what `only` the one said."""
+        but = entry.corrects if only is None else None
+        for row in ledger.said(self.connection, entry.dataset, entry.scope, since, but, only):
+            known = row["request"]["vintage"]
+            yield Said(
+                load_id=row["load_id"],
+                rank=row["rank"],
+                known=datetime.fromisoformat(known) if known else row["observed_at"],
+                scope=row["scope"],
+                complete=row["complete"],
+                cells=partial(self._by_rules(row["rules"], entry.dataset, ids)._cells, row, ids),
+            )
 
+    def _by_rules(self, rules: Row | None, dataset: str, ids: Mapping[str, int]) -> "Reader":
+        """The one that read a load by these rules; one that recorded none is read as today."""
+        if not rules:
+            return self
+        series = {
+            name: Series(source=dataset, unit="", release_lag_days=0, **declared)
+            for name, declared in rules["series"].items()
+            if name in ids
+        }
+        return Reader(self.connection, self.source, self.source.Options.model_validate(rules["options"]), series)
 
-@contextmanager
-def _cells(
-    connection: Connection,
-    row: Mapping[str, Any],
-    source: Kind,
-    options: Any,
-    series: Mapping[str, Series],
-    ids: Mapping[str, int],
-) -> Iterator[Batches]:
-    names = {number: name for name, number in ids.items()}
-    wanted = quarantine.settled(connection, row["rank"]) if row["kind"] == "retry" else None
-    with records(connection, row, source, options, series, wanted) as found:
-        columns = batches(found, ids, row["observed_at"])
-        yield (cells for cells, _ in checks.sift(columns, names, series, row["observed_at"]))
+    def _cells(self, row: Row, ids: Mapping[str, int]) -> Batches:
+        wanted = quarantine.settled(self.connection, row["rank"]) if row["kind"] == "retry" else None
+        for cells, _ in checks.sift(self.records(row, wanted), ids, self.series, row["observed_at"]):
+            yield cells

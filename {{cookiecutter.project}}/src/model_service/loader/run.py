@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from model_service import digests, freshness
 from model_service.contract import Contract, Series
 from model_service.errors import Blocked, ServiceError, UsageError
-from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Window, batches, checks, kept, sources
+from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Window, checks, sources
+from model_service.loader.kept import Reader
 from model_service.loader.web import Web
 from model_service.periods import instant
 from model_service.settings import who
@@ -110,12 +111,14 @@ class Run:
     say: Say
     dry: bool = False
     series: dict[str, Series] = field(init=False)
+    kept: Reader = field(init=False)
     rules: dict[str, Any] = field(init=False)
     rules_hash: str = field(init=False)
     head: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.series = self.contract.of_source(self.dataset)
+        self.kept = Reader(self.connection, self.source, self.options, self.series)
         self.rules = {
             "options": self.options.model_dump(mode="json", by_alias=True, exclude_unset=True),
             "series": {name: checks.rules_of(one) for name, one in self.series.items()},
@@ -136,13 +139,10 @@ class Run:
     def mark(self, name: str) -> str:
         return ledger.mark(self.connection, self.dataset, name, self.rules_hash)
 
-    @contextmanager
-    def attempt(self) -> Iterator[dict[str, str]]:
+    def attempt(self) -> AbstractContextManager[dict[str, str]]:
         if self.dry:
-            yield {}
-        else:
-            with ledger.attempt(self.connection, self.dataset, f"{socket.gethostname()}:{os.getpid()}") as ended:
-                yield ended
+            return nullcontext({})
+        return ledger.attempt(self.connection, self.dataset, f"{socket.gethostname()}:{os.getpid()}")
 
     def payload(self, payload: Payload) -> Result:
         """Loads one payload, unless it looks as it did last time, or its bytes are committed under these rules."""
@@ -195,8 +195,7 @@ class Run:
             complete=found["complete"] and kind == "correction", kind=kind, origin=found["load_id"], who=who(),
             reason=reason,
         )  # fmt: skip
-        with kept.records(self.connection, found, self.source, self.options, self.series, wanted) as records:
-            return self._commit(entry, records, taken.values())
+        return self._commit(entry, self.kept.records(found, wanted), taken.values())
 
     def _commit(
         self,
@@ -237,9 +236,8 @@ class Run:
         self, load_id: int, entry: ledger.Entry, records: Iterator[Cell | Reject]
     ) -> tuple[Landing, ledger.Counts, list[checks.Result]]:
         ids = series_ids(self.connection, self.dataset, self.series)
-        names = {number: name for name, number in ids.items()}
         file, rejected = entry.request["file"], 0
-        said = partial(kept.said, self.connection, entry, self.source, self.options, self.series, ids)
+        said = partial(self.kept.said, entry, ids)
         landing = Landing(
             self.connection, load_id, said,
             newest=ledger.newest(self.connection, self.dataset, entry.scope, entry.corrects),
@@ -251,8 +249,7 @@ class Run:
 
         def cells() -> Batches:
             nonlocal rejected
-            columns = batches(records, ids, entry.observed_at)
-            for good, bad in checks.sift(columns, names, self.series, entry.observed_at):
+            for good, bad in checks.sift(records, ids, self.series, entry.observed_at):
                 rejected += quarantine.keep(self.connection, load_id, file, bad)
                 yield good
 

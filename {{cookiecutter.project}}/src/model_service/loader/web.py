@@ -7,7 +7,7 @@ import mmap
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -101,7 +101,7 @@ class Client:
 
     def get(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> httpx.Response:
         """The answer, a refusal too; raises SourceError when none is to be had, or when it holds a key or login."""
-        return self._retrying(self._get, path, query, headers)
+        return self._retrying(path, params=query, headers=headers)
 
     def save(self, path: str, to: Path, headers: Mapping[str, str]) -> httpx.Response:
         """As `get`, but the body of a 200 goes into the file; what was received in part raises SourceError, too.
@@ -109,19 +109,16 @@ class Client:
         Where the provider sends one on, it is followed; the login stays with the provider, and with a key nobody is.
         """
         asked = {"Accept-Encoding": "gzip", **headers}
-        return self._retrying(self._ask, path, to, headers=asked, follow_redirects=not self.key)
+        return self._retrying(path, to, headers=asked, follow_redirects=not self.key)
 
-    def _retrying(self, ask: Callable[..., httpx.Response], *given: Any, **more: Any) -> httpx.Response:
+    def _retrying(self, path: str, to: Path | None = None, **how: Any) -> httpx.Response:
         retrying = Retrying(
             stop=stop_after_attempt(self.options.tries), wait=self._wait, retry=retry_if_exception_type(Again),
             reraise=True,
         )  # fmt: skip
-        return retrying(ask, *given, **more)
+        return retrying(self._ask, path, to, **how)
 
-    def _get(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str] | None) -> httpx.Response:
-        return self._ask(path, params=query, headers=headers)
-
-    def _ask(self, path: str, to: Path | None = None, **how: Any) -> httpx.Response:
+    def _ask(self, path: str, to: Path | None, **how: Any) -> httpx.Response:
         while wait := self.pace.take(self.provider, 1 / self.options.requests_per_second):
             time.sleep(wait)
         try:

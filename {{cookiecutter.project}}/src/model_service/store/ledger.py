@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
+from psycopg.rows import dict_row
 
 from model_service.digests import of_code, of_json
 from model_service.errors import ServiceError, UsageError
@@ -188,15 +189,14 @@ def remember(connection: Connection, dataset: str, name: str, mark: str, rules_h
 
 def first_hand(connection: Connection, load_id: int) -> dict[str, Any]:
     """The row of a load that was fetched and committed; raises UsageError for any other number."""
-    cursor = connection.execute(
+    cursor = connection.cursor(row_factory=dict_row)
+    found = cursor.execute(
         "SELECT load_id, load_key, dataset, request, payload_sha256, scope, complete, kind, status, origin,"
         " coalesce(observed_at, started_at) AS observed_at FROM load WHERE load_id = %s",
         [load_id],
-    )
-    row = cursor.fetchone()
-    if row is None:
+    ).fetchone()
+    if found is None:
         raise UsageError(f"there is no load {load_id}: see `load list`")
-    found = dict(zip([column.name for column in cursor.description or []], row, strict=True))
     if found["kind"] != "fetch":
         raise UsageError(f"load {load_id} is a {found['kind']}: name load {found['origin']}, which fetched the bytes")
     if found["status"] == "blocked":
@@ -263,7 +263,8 @@ def said(
     `but` leaves out what reads one's bytes, `only` asks for nothing else. Where one was corrected, the last correction
     stands in its place, and in that of what was replayed before.
     """
-    cursor = connection.execute(
+    cursor = connection.cursor(row_factory=dict_row)
+    return cursor.execute(
         """
         SELECT coalesce(c.load_id, l.load_id) AS load_id, l.load_id AS rank, l.kind, l.origin, l.payload_sha256,
                l.request, coalesce(c.rules, l.rules) AS rules, coalesce(l.observed_at, l.started_at) AS observed_at,
@@ -281,6 +282,4 @@ def said(
         ORDER BY l.load_id
         """,
         {"dataset": dataset, "scope": scope, "since": since, "but": but, "only": only},
-    )
-    names = [column.name for column in cursor.description or []]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    ).fetchall()

@@ -6,7 +6,6 @@ cells is read again from their kept bytes, and stored too. A vintage's first sta
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -62,7 +61,7 @@ class Said:
     known: datetime
     scope: list[str]
     complete: bool
-    cells: Callable[[], AbstractContextManager[Batches]]
+    cells: Callable[[], Batches]
 
 
 @dataclass
@@ -259,9 +258,8 @@ class Landing:
     def _read(self, loads: list[Said], into: str) -> None:
         self.connection.execute(f"CREATE TEMP TABLE {into} (LIKE stage) ON COMMIT DROP")
         for said in loads:
-            with said.cells() as batches:
-                for cells in batches:
-                    wire.copy_in(self.connection, into, cells)
+            for cells in said.cells():
+                wire.copy_in(self.connection, into, cells)
 
     def _do(self, statement: str, **asked: Any) -> psycopg.Cursor[Any]:
         own = {"load": self.load_id, "rank": self.before[0].rank if self.before else self.load_id}
