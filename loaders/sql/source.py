@@ -10,6 +10,8 @@ import math
 import os
 import re
 import tempfile
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, tzinfo
@@ -25,7 +27,7 @@ from sqlalchemy.pool import NullPool
 from model_service import digests, periods
 from model_service.contract import Series
 from model_service.errors import ServiceError, UsageError
-from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SeenAt, SourceError, value_of
+from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SourceError, value_of
 from model_service.loader.sources import _sql as rows
 from model_service.mistakes import Section, nearest
 from model_service.store.connection import KEEPALIVES
@@ -35,6 +37,7 @@ PARSER_VERSION = 1
 DAY = "%Y-%m-%d"
 PORTION = 5_000  # rows that are asked for at a time
 SHOWN = 1_000  # characters of a bad row
+FEW = 16  # periods in a page of `SeenAt`: with the microseconds of any year they fit in 64 bits
 # The types that a column may have, by its key, and what to do about another one.
 FITS = {
     "series_column": ({"text", "integer"}, "cast it in the query"),
@@ -239,6 +242,25 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
         raise SourceError(f"{payload.name}: there is no column {error} in what was kept") from None
     except ValueError as error:
         raise SourceError(f"{payload.name}: {error}") from None
+
+
+class SeenAt:
+    """As `Seen`, where each row may have a vintage of its own: 12 bytes a cell, in pages of a series' periods."""
+
+    def __init__(self) -> None:
+        self._pages: dict[tuple[str, int], tuple[array[int], array[int]]] = {}
+
+    def line(self, series: str, known_from: datetime | None, period: int, line: int) -> int:
+        """Earlier line with this key; 0 when there was none, and then `line` is noted."""
+        number, place = divmod(period, FEW)
+        key = place + FEW * (periods.microseconds(known_from) if known_from else 0)
+        keys, lines = self._pages.setdefault((series, number), (array("q"), array("I")))
+        at = bisect_left(keys, key)
+        if at < len(keys) and keys[at] == key:
+            return lines[at]
+        keys.insert(at, key)
+        lines.insert(at, line)
+        return 0
 
 
 def _cell(

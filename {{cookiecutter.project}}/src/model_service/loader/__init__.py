@@ -2,7 +2,6 @@
 
 import math
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -22,7 +21,6 @@ from model_service.store.pace import Pace
 VALUE, MISSING, DELETED = 0, 1, 2  # states of an observation
 _BATCH = 65_536  # cells; a few MB at a time
 _PAGE = 64  # periods in a page of `Seen`
-_FEW = 16  # in one of `SeenAt`: with the microseconds of any year they fit in 64 bits
 
 
 class SourceError(ServiceError):
@@ -169,22 +167,3 @@ class Seen:
         earlier = page[place]
         page[place] = earlier or line
         return earlier
-
-
-class SeenAt:
-    """As `Seen`, where each row may have a vintage of its own: 12 bytes a cell, in pages of a series' periods."""
-
-    def __init__(self) -> None:
-        self._pages: dict[tuple[str, int], tuple[array[int], array[int]]] = {}
-
-    def line(self, series: str, known_from: datetime | None, period: int, line: int) -> int:
-        """Earlier line with this key; 0 when there was none, and then `line` is noted."""
-        number, place = divmod(period, _FEW)
-        key = place + _FEW * (microseconds(known_from) if known_from else 0)
-        keys, lines = self._pages.setdefault((series, number), (array("q"), array("I")))
-        at = bisect_left(keys, key)
-        if at < len(keys) and keys[at] == key:
-            return lines[at]
-        keys.insert(at, key)
-        lines.insert(at, line)
-        return 0
