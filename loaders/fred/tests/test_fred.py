@@ -29,7 +29,7 @@ from model_service.loader import DELETED, Cell, Payload, Reject, SourceError, Wi
 from model_service.loader.sources import fred as source
 from model_service.loader.web import Client
 from model_service.store.connection import connect
-from model_service.store.pace import Pace
+from model_service.store.provider import Pace
 
 SOURCE = """
 [source.{name}]

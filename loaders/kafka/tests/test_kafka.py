@@ -28,7 +28,7 @@ from model_service.errors import ServiceError, UsageError
 from model_service.loader import DELETED, MISSING, Cell, Payload, Reject, SourceError, Window, run
 from model_service.loader.sources import kafka as source
 from model_service.loader.sources._kafka import Message
-from model_service.store import ledger, position, raw
+from model_service.store import ledger, provider, raw
 from model_service.store.connection import connect
 
 SOURCE = """
@@ -374,7 +374,7 @@ def test_a_load_that_dies_anywhere_leaves_place_and_rows_as_they_were(
         raise SourceError("died")
 
     with monkeypatch.context() as patched:
-        patched.setattr(position if place == "move" else ledger, place, dies)
+        patched.setattr(provider if place == "move" else ledger, place, dies)
         assert desk.refused() == "died"
     desk.load()
     assert (desk.places(), desk.values()) == ({"prices/0": 2}, [(1, 1, 0), (2, 2, 0)])

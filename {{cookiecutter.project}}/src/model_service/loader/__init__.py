@@ -16,7 +16,7 @@ from model_service.contract import Series
 from model_service.errors import ServiceError
 from model_service.periods import microseconds
 from model_service.store.observations import CELLS, Cells
-from model_service.store.pace import Pace
+from model_service.store.provider import Pace
 
 VALUE, MISSING, DELETED = 0, 1, 2  # states of an observation
 _BATCH = 65_536  # cells; a few MB at a time

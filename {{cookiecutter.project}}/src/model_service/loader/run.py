@@ -22,10 +22,9 @@ from model_service.loader.kept import Reader
 from model_service.loader.web import Web
 from model_service.periods import instant
 from model_service.settings import who
-from model_service.store import ledger, position, quarantine, raw
+from model_service.store import ledger, provider, quarantine, raw
 from model_service.store.connection import connect
 from model_service.store.observations import Batches, Landing, series_ids
-from model_service.store.pace import Pace
 
 Connection = psycopg.Connection[Any]
 Result = dict[str, Any]
@@ -133,8 +132,8 @@ class Run:
         def newest(series: str) -> datetime | None:
             return ledger.newest(self.connection, self.dataset, [series], None)
 
-        positions = partial(position.all_of, self.connection, self.dataset)
-        return Ask(root, window, self.series, newest, positions, Pace(self.connection), self.mark, until)
+        positions = partial(provider.positions, self.connection, self.dataset)
+        return Ask(root, window, self.series, newest, positions, provider.Pace(self.connection), self.mark, until)
 
     def mark(self, name: str) -> str:
         return ledger.mark(self.connection, self.dataset, name, self.rules_hash)
@@ -158,7 +157,7 @@ class Run:
         if ledger.committed(self.connection, key):
             self.say(f"{payload.name}: nothing new")
             if self.head and not self.dry:
-                position.move(self.connection, self.dataset, payload.moves, self.head)
+                provider.move(self.connection, self.dataset, payload.moves, self.head)
             self._remember(payload)
             return result | {"outcome": "nothing new", "sha256": sha256}
         if not self.dry:
@@ -226,7 +225,7 @@ class Run:
                 if taken:
                     quarantine.settle(self.connection, taken, "replay", load_id, str(entry.reason))
                 ledger.advance(self.connection, self.dataset, entry.request["file"], load_id, self.head)
-                position.move(self.connection, self.dataset, payload.moves if payload else {}, load_id)
+                provider.move(self.connection, self.dataset, payload.moves if payload else {}, load_id)
                 ledger.name_data_version(self.connection)
         if not blocked and not self.dry:
             self.head = load_id

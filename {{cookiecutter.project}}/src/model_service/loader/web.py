@@ -20,7 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from model_service.loader import SourceError
 from model_service.mistakes import Section
-from model_service.store.pace import Pace
+from model_service.store.provider import Pace
 
 PASSING = {429, 500, 502, 503, 504}  # what may be better in a while
 REST_SECONDS = 20.0  # after "too many requests", where the provider names no time
