@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from model_service import periods
 from model_service.errors import UsageError
 from model_service.loader import ALWAYS, Ask, Payload, SourceError
-from model_service.loader.web import Client, Polite, Web
+from model_service.loader.web import Client, Polite, Web, address
 from model_service.mistakes import Section
 
 GZIP, PARQUET, PLAIN = "application/gzip", "application/vnd.apache.parquet", "text/csv"
@@ -37,11 +37,7 @@ def _place(text: str) -> str:
         return text
     if scheme == "s3" and re.fullmatch(r"[^/*]+/.+", rest):
         return text
-    try:
-        url = URL(text)
-    except InvalidURL:
-        url = URL()
-    if url.scheme not in {"http", "https"} or not url.host or url.userinfo or url.fragment:
+    if address(text) is None:
         raise ValueError('must be a file or glob below the project\'s folder, such as "data/us-macro/*.csv",'
                          " http(s)://HOST/PATH without a login, or s3://BUCKET/PATH")  # fmt: skip
     return text

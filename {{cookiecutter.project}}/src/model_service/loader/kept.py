@@ -28,10 +28,9 @@ class Reader:
 
     def records(self, row: Row, wanted: quarantine.Wanted | None = None) -> Iterator[Cell | Reject]:
         """What the kept bytes of a load give; `wanted` limits it to what was quarantined."""
-        request = row["request"]
-        vintage = datetime.fromisoformat(request["vintage"]) if request["vintage"] else None
+        file, vintage = row["request"]["file"], ledger.vintage_of(row["request"])
         with raw.opened(self.connection, row["payload_sha256"]) as (path, media_type):
-            found = self.source.parse(Payload(request["file"], path, media_type, vintage), self.options, self.series)
+            found = self.source.parse(Payload(file, path, media_type, vintage), self.options, self.series)
             if wanted is not None:
                 found = (one for one in found if (one.line, one.series) in wanted or (one.line, None) in wanted)
             yield from found
@@ -42,11 +41,10 @@ class Reader:
         """What others than the load that the entry corrects said of its scope, or what `only` the one said."""
         but = entry.corrects if only is None else None
         for row in ledger.said(self.connection, entry.dataset, entry.scope, since, but, only):
-            known = row["request"]["vintage"]
             yield Said(
                 load_id=row["load_id"],
                 rank=row["rank"],
-                known=datetime.fromisoformat(known) if known else row["observed_at"],
+                known=ledger.vintage_of(row["request"]) or row["observed_at"],
                 scope=row["scope"],
                 complete=row["complete"],
                 cells=partial(self._by_rules(row["rules"], entry.dataset, ids)._cells, row, ids),

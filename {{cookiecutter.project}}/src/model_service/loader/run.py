@@ -243,7 +243,7 @@ class Run:
             scope=[ids[name] for name in entry.scope if name in ids],
             complete=entry.moment if entry.complete else None,
             before=list(said(only=entry.corrects)) if entry.corrects else [],
-            vintage=entry.moment if entry.request["vintage"] else None,
+            vintage=ledger.vintage_of(entry.request),
         )  # fmt: skip
 
         def cells() -> Batches:

@@ -29,14 +29,20 @@ SECRET = 8  # characters of a login that is looked for in answers; a shorter one
 _BACK_OFF = wait_random_exponential(multiplier=1, max=60)
 
 
-def _web(url: str) -> str:
+def address(text: str) -> httpx.URL | None:
+    """The URL that it is, of http or https, with a host and neither a login nor a fragment; None where it is none."""
     try:
-        parts = httpx.URL(url)
+        url = httpx.URL(text)
     except httpx.InvalidURL:
-        parts = httpx.URL()
-    if parts.scheme not in {"http", "https"} or not parts.host or parts.userinfo or parts.query or parts.fragment:
+        return None
+    return url if url.scheme in {"http", "https"} and url.host and not url.userinfo and not url.fragment else None
+
+
+def _web(text: str) -> str:
+    url = address(text)
+    if url is None or url.query:
         raise ValueError("must be http://... or https://..., without a login and without a query")
-    return url.rstrip("/")
+    return text.rstrip("/")
 
 
 Url = Annotated[str, AfterValidator(_web)]

@@ -13,6 +13,7 @@ from model_service import settings
 from model_service.errors import ServiceError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATE = "run `python -m model_service migrate`"
 # A host that vanished is noticed within a minute, on either side: its claim would last for hours otherwise.
 KEEPALIVES: dict[str, Any] = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 Role = Literal["owner", "loader", "reader"]
@@ -63,24 +64,17 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Co
         kept = "".join(f"; SET tcp_{name} = {value}" for name, value in KEEPALIVES.items())
         connection.execute(f"SET TIME ZONE 'UTC'{kept}")
         applied = {name for (name,) in connection.execute("SELECT name FROM schema_migration").fetchall()}
+        missing = ", ".join(name for name in migrations() if name not in applied)
+        if not missing:
+            return connection
+        says = f"the database's schema is older than this code, it lacks {missing}: {MIGRATE}"
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedTable):
-        connection.close()
-        raise DatabaseAway(
-            "the database has no tables of this service: run `python -m model_service migrate`"
-        ) from None
+        says = f"the database has no tables of this service: {MIGRATE}"
     except psycopg.errors.InsufficientPrivilege:
         user = connection.info.user
-        connection.close()
-        raise DatabaseAway(
-            f"the login {user!r} is not a member of model_{role}: GRANT model_{role} TO {user}"
-        ) from None
-    if missing := [name for name in migrations() if name not in applied]:
-        connection.close()
-        raise DatabaseAway(
-            f"the database's schema is older than this code, it lacks {', '.join(missing)}:"
-            " run `python -m model_service migrate`"
-        )
-    return connection
+        says = f"the login {user!r} is not a member of model_{role}: GRANT model_{role} TO {user}"
+    connection.close()
+    raise DatabaseAway(says)
 
 
 @cache

@@ -1,7 +1,7 @@
 """What was loaded, by whom, under which rules, and what came of it; of the shape of a row it knows nothing."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,11 @@ from model_service.digests import of_code, of_json
 from model_service.errors import ServiceError, UsageError
 
 Connection = psycopg.Connection[Any]
+
+
+def vintage_of(request: Mapping[str, str]) -> datetime | None:
+    """Since when the world knew all of a payload (UTC), where its name or its provider said so."""
+    return datetime.fromisoformat(request["vintage"]) if request["vintage"] else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class Entry:
     @property
     def moment(self) -> datetime:
         """Since when the payload as a whole was known."""
-        return datetime.fromisoformat(self.request["vintage"]) if self.request["vintage"] else self.observed_at
+        return vintage_of(self.request) or self.observed_at
 
     @property
     def corrects(self) -> int | None:
