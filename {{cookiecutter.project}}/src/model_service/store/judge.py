@@ -72,7 +72,7 @@ FIRST = """
 INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
 SELECT series_id, valid_time, known_from, %s, CASE state WHEN 0 THEN value END, state FROM stage WHERE state <> 2
 """
-# What is judged is stored where it differs, and counted.
+# What was judged is stored where it says something else than what is held, and is counted.
 LAND = """
 WITH judged AS MATERIALIZED ({judged}),
 stored AS (
@@ -102,6 +102,7 @@ SELECT s.line, s.series_id, s.valid_time, s.known_from, s.value, s.state, h.valu
 FROM stage s LEFT JOIN ({AS_OF}) h USING (series_id, valid_time) WHERE s.known_from = %(known)s
 """  # noqa: S608
 NEWS = "SELECT FROM verdict WHERE known_from = %(known)s AND outcome <> 'same' LIMIT 1"
+# What was stated there first stays, also that there is no such cell: a complete payload of that moment lacked it.
 CONFLICT = """
 UPDATE verdict v SET outcome = 'conflict' FROM stated t
 WHERE v.outcome <> 'same' AND v.known_from = %(known)s AND t.known_from = %(known)s
