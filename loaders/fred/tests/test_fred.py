@@ -466,12 +466,12 @@ def test_a_key_in_the_url_would_show(
 ) -> None:
     """Sabotage: the key joins the query where everybody can see it."""
     desk.fred.publish("A", {"2016-03-04": MONTHS})
-    plain = Client._get
+    plain = Client.get
 
     def careless(client: Client, path: str, query: Mapping[str, Any], *more: Any) -> Any:
         return plain(client, path, {**query, **client.key}, *more)
 
-    monkeypatch.setattr(Client, "_get", careless)
+    monkeypatch.setattr(Client, "get", careless)
     assert leaks(desk, caplog) == ["logged"]
 
 
