@@ -57,13 +57,7 @@ def part(source: str) -> tuple[Files, str]:
         asked = f"the template has no source {source!r}" if source else "which source? make add-source SOURCE=NAME"
         raise UsageError(f"{asked}: there are {', '.join(choices)}{nearest(source, choices) if source else ''}")
     files = {target: (TEMPLATE / path).read_bytes() for path, target in choices[source].get("copy", {}).items()}
-    example = ""
-    for path, target in choices[source].get("append", {}).items():
-        if target == CONTRACT:
-            example = (TEMPLATE / path).read_text("utf-8")
-        else:
-            files[target] += (TEMPLATE / path).read_bytes()
-    return files, example
+    return files, "".join((TEMPLATE / path).read_text("utf-8") for path in choices[source].get("append", {}))
 
 
 def extended(text: str, source: str, example: str) -> tuple[str, str]:

@@ -32,6 +32,20 @@ def test_the_generated_tests_pass(built: BakedProject) -> None:
     assert "failed" not in done.stdout
 
 
+def test_the_generated_tests_pass_whatever_the_project_declares_and_holds(variant: BakedProject) -> None:
+    """Another target, horizon and estimator, a third vintage and one with a bad cell turn no test of the code red."""
+    folder = variant.path / "data/us-macro"
+    newest = (folder / "2016-07-29.csv").read_text()
+    (folder / "2016-08-29.csv").write_text(newest)
+    (folder / "2016-09-30.csv").write_text(newest.replace("4.9", "n/a", 1))
+    variant.edit("service.toml", '[target]\nseries = "UNRATE"', '[target]\nseries = "PAYEMS"')
+    variant.edit("service.toml", "horizons = [1, 3, 6]", "horizons = [2]")
+    variant.edit("service.toml", 'estimator = "ridge"', 'estimator = "elastic_net"')
+    tests = [f"tests/test_{part}.py" for part in ("api", "cli", "csv", "registry", "service", "training")]
+    done = variant.run(variant.python, "-m", "pytest", "-x", *tests, env={"PYTHONPATH": "src"})
+    assert re.search(r"\d+ passed", done.stdout)
+
+
 @pytest.fixture
 def timescaledb(tmp_path: Path) -> Iterator[str]:
     """URL of a TimescaleDB of this test's own."""

@@ -72,8 +72,8 @@ def test_generated_repository_keeps_its_limits(default: BakedProject) -> None:
     code = {name: text.decode() for name, (text, _) in files.items() if name.endswith(".py")}
     own = {name: text for name, text in code.items() if not name.startswith("tests/")}
     lines = sum(lines_of_code(text) for text in own.values())
-    assert len(files) <= 170, f"{len(files)} files"
-    assert lines <= 9217, f"{lines} lines of code"
+    assert len(files) <= 172, f"{len(files)} files"
+    assert lines <= 9046, f"{lines} lines of code"
     assert {name: text.count("\n") for name, text in own.items() if text.count("\n") > 300} == {}
     for name, (text, _) in files.items():
         assert not re.search(rb"\b(T[O]DO|F[I]XME)\b", text), name

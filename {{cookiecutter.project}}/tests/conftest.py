@@ -20,8 +20,7 @@ from model_service.store.connection import connect
 from model_service.store.migrate import migrate
 
 ROOT = Path(__file__).resolve().parents[1]
-# Whose data the tests load: this project's, or the csv sample where the project's own come from a provider.
-SAMPLE = next(folder for folder in (ROOT / "tests/sample", ROOT) if (folder / "service.toml").is_file())
+SAMPLE = ROOT / "tests" / "sample"  # what the tests load and train, whatever this project declares and holds
 Connection = psycopg.Connection
 Run = Callable[..., tuple[int, str, str]]
 OUTCOMES: dict[str, tuple[str, bool, bool]] = {}

@@ -9,7 +9,6 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
-from conftest import SAMPLE
 
 from model_service import contract as contracts
 from model_service.contract import Contract
@@ -74,9 +73,6 @@ frequency = "quarter"
 unit = "billions"
 release_lag_days = 30
 """
-needs_sample = pytest.mark.skipif(
-    not (SAMPLE / "data/us-macro/2016-06-29.csv").is_file(), reason="the sample data/us-macro was removed"
-)
 
 
 def moment(text: str) -> datetime:

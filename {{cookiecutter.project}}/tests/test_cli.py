@@ -6,8 +6,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from conftest import ROOT
 
+from model_service import contract as contracts
 from model_service.cli import main
+from model_service.loader import sources
 
 FIRST, SECOND = "data/us-macro/2016-06-29.csv", "data/us-macro/2016-07-29.csv"
 Run = Callable[..., tuple[int, str, str]]
@@ -35,6 +38,12 @@ def edit(path: Path, old: str, new: str) -> None:
 def count(url: str, sql: str) -> int:
     with psycopg.connect(url) as connection:
         return connection.execute(sql).fetchone()[0]  # type: ignore[index,no-any-return]
+
+
+def test_what_this_project_declares_is_valid() -> None:
+    contract = contracts.load(ROOT / "service.toml")
+    for dataset in contract.source:
+        sources.reader(contract, dataset)
 
 
 def test_a_second_load_of_the_same_bytes_is_a_no_op(run: Run, url: str) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import pytest
 from conftest import ROOT
 from conftest import SAMPLE as HOME
-from desk import needs_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,7 +74,6 @@ def day(text: str) -> datetime:
 # ---- the sample ----
 
 
-@needs_sample
 def test_sample_gives_every_published_value_and_its_vintage() -> None:
     chosen = options(**SAMPLE)
     payloads = list(source.fetch(chosen, Ask(HOME)))
@@ -97,7 +95,6 @@ def test_sample_gives_every_published_value_and_its_vintage() -> None:
     ]
 
 
-@needs_sample
 def test_long_and_wide_layout_give_the_same_cells(tmp_path: Path) -> None:
     wide = options(**SAMPLE)
     expected: set[Any] = set()
@@ -123,7 +120,6 @@ def test_long_and_wide_layout_give_the_same_cells(tmp_path: Path) -> None:
     assert keyed(found) == expected
 
 
-@needs_sample
 def test_service_toml_maps_the_sample() -> None:
     """Every series has the frequency its column shows, and no release lag claims a value that a vintage lacks."""
     declared = contract.load(HOME / "service.toml")

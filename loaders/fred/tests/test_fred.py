@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 from conftest import ROOT, SAMPLE
-from desk import GDP, HEAD, Service, moment, needs_sample
+from desk import GDP, HEAD, Service, moment
 from fake_fred import KEY, SAMPLES, Fred, Snapshot, rows_of, sample
 from fake_web import Nth, serving
 from hypothesis import given, settings
@@ -239,7 +239,6 @@ def test_long_answers_come_in_pages(desk: Desk, monkeypatch: pytest.MonkeyPatch)
 # ---- the same series from two kinds of source ----
 
 
-@needs_sample
 def test_gdp_from_files_and_from_fred_has_the_same_periods_and_times(desk: Desk) -> None:
     desk.names, desk.frequency, desk.also = ("REAL_GDP",), "quarter", GDP
     desk.more = 'ids = { REAL_GDP = "GDPC1" }'
@@ -249,7 +248,6 @@ def test_gdp_from_files_and_from_fred_has_the_same_periods_and_times(desk: Desk)
     assert desk.held("REAL_GDP") == desk.held("GDPC1")
 
 
-@needs_sample
 def test_kept_bytes_are_read_again_by_the_kind_of_their_source(desk: Desk) -> None:
     desk.names, desk.frequency, desk.also, desk.rules = ("REAL_GDP",), "quarter", GDP, "range = [0, 16000]"
     desk.more = 'ids = { REAL_GDP = "GDPC1" }'

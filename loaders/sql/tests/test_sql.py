@@ -19,7 +19,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from conftest import ROOT, SAMPLE
-from desk import GDP, HEAD, Service, needs_sample
+from desk import GDP, HEAD, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warehouse import PASSWORD, Warehouse, running
@@ -645,7 +645,6 @@ def test_a_warehouse_is_never_sent_the_password_of_this_database(
 # ---- the same data from two kinds of source ----
 
 
-@needs_sample
 def test_gdp_from_files_and_from_a_warehouse_has_the_same_periods_and_times(
     desk: Desk, server_of_others: Warehouse
 ) -> None:
