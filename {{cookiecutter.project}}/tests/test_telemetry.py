@@ -299,7 +299,8 @@ def test_the_rules_tests_can_fail(tmp_path: Path) -> None:
     folder = tmp_path / "rules"
     shutil.copytree(RULES, folder)
     text = (folder / "rules.yml").read_text("utf-8")
-    for old, new in (("data_age_seconds >", "data_age_seconds <"), ("0.99, sum", "0.50, sum"), ("== 0", "== 2"),
+    for old, new in (("data_age_seconds >", "data_age_seconds <"), ("0.99, sum", "0.50, sum"), (") < 2", ") < 1"),
+                     (" or vector(0)", ""), ('up{job="service"} == 1', 'up{job="service"}'),
                      ('"service"}) > 0', '"service"}) > 2'), ('conflict"}) > 0', 'conflict"}) > 3'),
                      ("> on () group_left", "< on () group_left"), ('"line_.*|threads_lost"', '"nothing"'),
                      ('"line_.*|threads_lost"', '".*"')):  # fmt: skip
