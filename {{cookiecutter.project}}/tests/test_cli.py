@@ -269,6 +269,17 @@ def test_from_load_to_trace_and_back_to_the_bytes(run: Run, project: Path, url: 
     assert "NOT IN THIS REGISTRY" in output
 
 
+def test_what_knows_more_or_less_than_the_day_asked_for_says_so(run: Run, project: Path) -> None:
+    assert run("load")[0] == 0
+    assert run("train")[0] == 0
+    shown = run("forecast", "--as-of", "2016-07-01")[1]
+    assert "\nhindsight: the model was trained on what became known later\n" in shown
+    code, _, messages = run("train", "--as-of", "2016-07-01")
+    assert code == 0
+    assert "it knows less than model 1, whose place it took: `rollback` takes that back" in messages
+    assert "hindsight" not in run("forecast", "--as-of", "2016-07-01")[1]
+
+
 @pytest.mark.ml_test("infra-5", sabotage=True)
 def test_trace_of_kept_bytes_that_changed_is_incomplete(run: Run, project: Path, url: str) -> None:
     assert run("load")[0] == 0

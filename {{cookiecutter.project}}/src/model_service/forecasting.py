@@ -282,10 +282,16 @@ def loaded(found: registry.Registered) -> Model:
 
 def table(body: dict[str, Any]) -> str:
     """An answer for people: one line a horizon, under what it was made from."""
+    clocks = body["as_of"]
     lines = [
-        f"{body['target']} ({body['unit']}), model {body['model']['version']}, as of {body['as_of']['known_at']}",
-        f"{'horizon':>7}  {'period':10}  {'value':>10}  intervals",
+        f"{body['target']} ({body['unit']}), model {body['model']['version']}, as of {clocks['known_at']},",
+        f"data version {clocks['data_version']}",
     ]
+    if body["hindsight"]:
+        lines.append("hindsight: the model was trained on what became known later")
+    if body["degraded"]:
+        lines.append(f"degraded ({body['degraded']['reason']}): by {body['degraded']['source']}, not made anew")
+    lines.append(f"{'horizon':>7}  {'period':10}  {'value':>10}  intervals")
     for one in body["forecasts"]:
         spread = "  ".join(f"{i['level']:.0%} [{i['lower']:.2f}, {i['upper']:.2f}]" for i in one["intervals"])
         lines.append(f"{one['horizon']:>7}  {one['valid_time']:10}  {one['value']:>10.2f}  {spread}")

@@ -80,8 +80,9 @@ def data(arguments: Namespace) -> None:
     if unknown := [name for name in names if name not in series]:
         raise UsageError(f"no series {unknown[0]!r} in service.toml{nearest(unknown[0], series)}")
     with database() as url, connect(url) as connection:
-        loads = read.data_version(connection, arguments.data_version).loads
-        found = read.as_of(connection, names, arguments.as_of or datetime.now(UTC), loads)
+        version, known_at = read.data_version(connection, arguments.data_version), arguments.as_of or datetime.now(UTC)
+        found = read.as_of(connection, names, known_at, version.loads)
+    say(f"as of {known_at.isoformat()}, data version {version.version}")
     rows = [
         (name, str(valid_time)[:10], None if value != value else float(value))
         for name, values in found.items()
