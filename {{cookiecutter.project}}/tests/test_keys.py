@@ -48,7 +48,7 @@ def test_without_a_valid_key_nothing_is_told(guarded: tuple[Project, Server], pa
     assert refused.status_code == 401
     assert "x-api-key" in refused.headers["www-authenticate"]
     assert refused.headers["x-request-id"]
-    assert "a valid key is due" in (refused.json().get("detail") or refused.json()["error"])
+    assert "a valid API key is required" in (refused.json().get("detail") or refused.json()["error"])
 
 
 def test_probes_metrics_and_pages_need_no_key(guarded: tuple[Project, Server]) -> None:

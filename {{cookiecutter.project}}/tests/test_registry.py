@@ -545,14 +545,14 @@ def test_an_image_brings_its_challenger_along_and_doctor_says_what_is_in_the_sha
 
     assert says() == []
     challenge(made, -made.weights)
-    assert says() == ["look  challenger: no model is the challenger, model other is built: run `build`"]
+    assert says() == ["look  challenger: no model is the challenger, model other is built: run `make build`"]
     for _ in range(2):
         brings()
     assert registry.states(loader) == {1: "retired", 2: "candidate", 3: "champion", 4: "challenger"}
     assert [to for _, to, _, _ in life(loader, 4)] == ["candidate", "challenger"]
     assert says() == ["ok    challenger: model 4 is the challenger and is built"]
     desk("promote", "2", "--challenger")
-    assert says() == ["look  challenger: model 2 is the challenger, model other is built: run `build`"]
+    assert says() == ["look  challenger: model 2 is the challenger, model other is built: run `make build`"]
     (folder / artifact.CHALLENGER / "model.onnx").write_bytes(b"damaged")
     assert "model 2 is the challenger, but model in" in says()[0]
     assert "no challenger: model in" in brings()

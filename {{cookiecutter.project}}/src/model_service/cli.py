@@ -25,6 +25,12 @@ def main(words: list[str] | None = None) -> int:
         return _fail(f"the database went away: {error}", 1)
     except psycopg.Error as error:
         return _fail(f"the database refused: {str(error).strip().splitlines()[0]}", 1)
+    except ModuleNotFoundError as error:
+        return _fail(
+            f"{error.name} is not installed here: a container holds only what its own verbs need. The loader's loads,"
+            " the service's forecasts, traces and runs doctor; every verb runs where `make setup` did",
+            1,
+        )
     except KeyboardInterrupt:
         return _fail("stopped", 130)
 
@@ -74,7 +80,9 @@ examples:
 """)  # fmt: skip
     of = trace.add_mutually_exclusive_group(required=True)
     of.add_argument("answer", nargs="?", help="file that holds an answer of /v1/forecast, or - for standard input")
-    of.add_argument("--observation", nargs=2, metavar=("SERIES", "PERIOD"), help="one value: whence, and who used it")
+    of.add_argument(
+        "--observation", nargs=2, metavar=("SERIES", "PERIOD"), help="one value: where it came from and what used it"
+    )
     of.add_argument("--affected", type=int, metavar="LOAD", help="what rests on the rows of that load")
     _clocks(trace)
     doctor = verb("doctor", data.doctor, "check the store, the registry and what is built against each other")
@@ -138,7 +146,7 @@ def _model_words(verb: Callable[..., argparse.ArgumentParser]) -> None:
     train = verb("train", model.train, "backtest, gate, register and promote a model", """\
 examples:
   model_service train --as-of 2016-07-01    # on what was known then
-  model_service train --overrule slice_2008 --reason "one-off: the crisis"    # an audited row; the model's card says so
+  model_service train --overrule slice_period2 --reason "one-off: the crisis"    # a row; the card says so
 """)  # fmt: skip
     _clocks(train)
     train.add_argument("--if-needed", action="store_true", help="only for a reason by [retrain] in service.toml")

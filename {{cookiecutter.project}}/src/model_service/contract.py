@@ -58,7 +58,7 @@ class Image(Section):
 
 
 class Source(BaseModel):
-    """A provider: `kind` names the folder of loaders/; the other keys belong to that loader and it checks them."""
+    """A provider: `kind` names a module of loader/sources/; the other keys belong to it and it checks them."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str
@@ -124,7 +124,7 @@ class Series(Section):
 class Target(Section):
     series: str
     transform: Transform = "difference"
-    horizons: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    horizons: Annotated[tuple[Annotated[PositiveInt, Field(strict=True)], ...], Field(min_length=1)]
     truth: Literal["latest"] = "latest"
 
 

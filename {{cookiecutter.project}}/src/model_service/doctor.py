@@ -5,7 +5,6 @@ from pathlib import Path
 
 from model_service import artifact, freshness, live, registry, settings
 from model_service.contract import Contract
-from model_service.loader import checks
 from model_service.store.connection import Connection
 
 Finding = dict[str, str]
@@ -88,6 +87,10 @@ def _quarantine(connection: Connection) -> Finding:
 
 def _checks(contract: Contract, connection: Connection) -> list[Finding]:
     """Every check of service.toml on what is in force now; one that would block a load is broken."""
+    try:
+        from model_service.loader import checks
+    except ModuleNotFoundError:
+        return [_finding("checks", "look", "not judged here: this container holds no loader")]
     results = checks.judge(connection, contract, contract.series)
     failed = [
         _finding("checks", "BAD" if one.action == "block" else "look", f"{one.rule} of {one.subject}: {one.detail}")
@@ -114,7 +117,7 @@ def _chunks(connection: Connection) -> list[Finding]:
         return [_finding("chunks", "ok", f"{count} of at most 100")]
     says = (
         f"{count} of at most 100, of {length}: as owner, SELECT set_chunk_time_interval('observation', INTERVAL '...')"
-        " makes those to come longer; those there are go by copying the table into one with that interval"
+        " lengthens future chunks; replace existing ones by copying the table into one with that interval"
     )
     return [_finding("chunks", "look", says)]
 
@@ -139,10 +142,10 @@ def _built(role: str, registered: registry.Registered | None, folder: Path) -> F
         built = artifact.load(folder)
         built.check()
     except artifact.ArtifactError as error:
-        return _finding(role, "look", f"{says}, but {error}: run `build`")
+        return _finding(role, "look", f"{says}, but {error}: run `make build`")
     if registered and built.digest == registered.digest:
         return _finding(role, "ok", f"{says} and is built")
-    return _finding(role, "look", f"{says}, model {built.version} is built: run `build`")
+    return _finding(role, "look", f"{says}, model {built.version} is built: run `make build`")
 
 
 def _waiting(contract: Contract, connection: Connection) -> list[Finding]:

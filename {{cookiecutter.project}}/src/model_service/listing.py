@@ -48,7 +48,7 @@ def load(connection: Connection, load_id: int) -> Row:
     """One load: its row, its checks, its quarantine by rule, and the loads that came of it. Raises UsageError."""
     found = fetch(connection, "SELECT * FROM load WHERE load_id = %s", [load_id])
     if not found:
-        raise UsageError(f"there is no load {load_id}: see `load list`")
+        raise UsageError(f"there is no load {load_id}: see `load list` (a load that was not committed leaves a gap)")
     checks = "SELECT * FROM check_result WHERE load_id = %s ORDER BY rule, subject"
     refused = f"SELECT rule, count(*) AS cells, count(*) - count(action) AS open FROM ({QUARANTINED}) q"  # noqa: S608
     later = "SELECT load_id, kind, status, new + changed + deleted + vanished AS rows, who, reason FROM load"
@@ -75,7 +75,7 @@ def load_text(row: Row) -> str:
     if row["origin"]:
         lines.append(f"reads again  load {row['origin']}{_why(row)}")
     if row["replay_for"]:
-        lines.append(f"because of   load {row['replay_for']}, which made it news again")
+        lines.append(f"because of   load {row['replay_for']}, which made its values new again")
     for check in row["checks"]:
         state = "ok" if check["ok"] else check["action"]
         lines.append(f"check        {state:5} {check['rule']} of {check['subject']}: {check['detail']}")

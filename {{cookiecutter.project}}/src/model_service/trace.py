@@ -22,10 +22,10 @@ def read_answer(source: str) -> dict[str, Any]:
         for part in (body["model"]["digest"], body["as_of"]["data_version"], body["as_of"]["known_at"]):
             str.strip(part)
         datetime.fromisoformat(body["as_of"]["known_at"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{source} holds no answer of /v1/forecast ({error!r}): save one with curl, or pipe it in"
-        ) from None
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{source} holds no answer of /v1/forecast: save one with curl, or pipe it in") from None
     return dict(body)
 
 

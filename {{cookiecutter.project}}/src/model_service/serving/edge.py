@@ -52,7 +52,7 @@ class Unknown(Problem):
     headers = {"WWW-Authenticate": f'ApiKey header="{keys.HEADER}"'}
 
     def __init__(self) -> None:
-        super().__init__(401, f"a valid key is due: send it as {keys.HEADER}")
+        super().__init__(401, f"a valid API key is required: send it as {keys.HEADER}")
 
 
 def wrong(mistakes: Iterable[Mistake], **more: Any) -> Problem:

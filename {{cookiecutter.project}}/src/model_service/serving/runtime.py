@@ -143,7 +143,7 @@ class Runtime:
             body = self._stand_in(model, "no_data")
         except Unable as unable:
             if explicit:
-                raise self._unable(unable, "the forecast of an explicit as-of, for which nothing stands in") from None
+                raise self._unable(unable, "the forecast of an explicit as-of") from None
             body = self._stand_in(model, str(unable))
         return body | {"forecasts": [part for part in body["forecasts"] if part["horizon"] in wanted]}
 

@@ -32,7 +32,7 @@ RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "str
 POSTED = {400, 408, 413, 415, 422}  # what may become of any body
 DETAILS = {
     400: "the body is not JSON: Expecting value: line 1 column 1 (char 0)",
-    401: "a valid key is due: send it as x-api-key",
+    401: "a valid API key is required: send it as x-api-key",
     404: "nothing was known at 1950-01-01T23:59:59.999999Z: the first usable date is 2016-06-29",
     408: "the body did not arrive in time: send it faster, or less of it",
     413: "the body is larger than 1000000 bytes: send fewer instances at a time",

@@ -13,7 +13,7 @@ from model_service import settings
 from model_service.errors import ServiceError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-MIGRATE = "run `python -m model_service migrate`"
+MIGRATE = "run `make load`, or `python -m model_service migrate` as its owner"
 # A host that vanished is noticed within a minute, on either side: its claim would last for hours otherwise.
 KEEPALIVES: dict[str, Any] = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 Role = Literal["owner", "loader", "reader"]
@@ -72,7 +72,7 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Co
         says = f"the database has no tables of this service: {MIGRATE}"
     except psycopg.errors.InsufficientPrivilege:
         user = connection.info.user
-        says = f"the login {user!r} is not a member of model_{role}: GRANT model_{role} TO {user}"
+        says = f"the login {user!r} may not act as model_{role}: use a login that is a member of that role"
     connection.close()
     raise DatabaseAway(says)
 

@@ -24,13 +24,14 @@ class Rule:
     limit: float
     says: str
     overruled: bool = False
+    least: bool = False  # the limit is the lowest good figure, not the highest
 
     @property
     def blocks(self) -> bool:
         return not (self.ok or self.overruled)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.says} {self.figure:.4g}, limit {self.limit:.4g}"
+        return f"{self.name}: {self.says} {self.figure:.4g}, limit {self.limit:.4g}{' at least' * self.least}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def better_than(losses: Losses, baseline: str, limit: float, seed: int) -> Rule:
     difference = ((losses.baseline[baseline] - losses.model) / scale).mean(axis=1)
     means = resampled((difference - difference.mean())[:, None], losses.block, seed)
     share = _share(means[:, 0] >= difference.mean())
-    return at_most(f"better_than_{baseline}", share, limit, f"p-value of no advantage over {baseline}")
+    return at_most(f"better_than_{baseline}", share, limit, f"p-value that it is no better than {baseline}:")
 
 
 def ratio(losses: Losses, column: int) -> tuple[float, str]:
@@ -115,7 +116,7 @@ def not_worse(losses: Losses, limit: float, level: float, seed: int) -> Rule:
     both = np.concatenate([losses.model[rows][:, columns], losses.champion[rows][:, columns]], axis=1)
     own, other = np.hsplit(resampled(both, losses.block[rows], seed), 2)
     share = _share((own / np.maximum(other, NOTHING)).mean(axis=1) > limit**2)
-    return at_most("champion", share, level, f"p-value of an RMSE above {limit:g} times the champion's")
+    return at_most("champion", share, level, f"p-value that its RMSE is above {limit:g} times the champion's:")
 
 
 def resampled(values: Floats, block: Integers, seed: int) -> Floats:
@@ -133,7 +134,7 @@ def _share(reached: Flags) -> float:
 
 
 def at_least(name: str, figure: float, limit: float, says: str) -> Rule:
-    return Rule(name, bool(figure >= limit), float(figure), limit, says)
+    return Rule(name, bool(figure >= limit), float(figure), limit, says, least=True)
 
 
 def at_most(name: str, figure: float, limit: float, says: str) -> Rule:

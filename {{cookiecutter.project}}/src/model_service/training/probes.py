@@ -107,7 +107,7 @@ def _fresh(table: Cases) -> Rule:
         overdue[name] = max(0.0, late / (cadence + max(GRACE_DAYS, cadence / 2)))
     worst = max(overdue, key=lambda name: overdue[name])
     return at_most("fresh", overdue[worst], contract.gate.max_overdue,
-                   f"{worst} is overdue, relative to what its cadence allows,")  # fmt: skip
+                   f"{worst} is overdue at the training's as-of, relative to what its cadence allows,")  # fmt: skip
 
 
 def _complete(made: Candidate) -> Rule:
