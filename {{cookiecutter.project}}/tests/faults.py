@@ -19,7 +19,8 @@ from sklearn.linear_model import LinearRegression
 from world import World
 
 from model_service import artifact, features
-from model_service.features import Floats, History
+from model_service.arrays import Floats
+from model_service.features import History
 from model_service.registry import Registered
 from model_service.training import Cases, backtest, estimators, probes
 from model_service.training.gate import Rule

@@ -14,9 +14,9 @@ from serving import make_project
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 
 from model_service import artifact, explain, features, forecasting
+from model_service.arrays import Floats
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.features import Floats
 from model_service.store import read
 from model_service.training import estimators, serialize
 

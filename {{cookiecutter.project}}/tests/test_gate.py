@@ -11,8 +11,8 @@ import world as w
 from faults import FAULTS
 
 from model_service import features
+from model_service.arrays import Floats
 from model_service.contract import Gate
-from model_service.features import Floats
 from model_service.registry import Registered
 from model_service.training import backtest, evaluate, gate, run
 from model_service.training.gate import Rule

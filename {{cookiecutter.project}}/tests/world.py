@@ -13,8 +13,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from model_service import artifact, digests, features, forecasting, periods, settings
+from model_service.arrays import Floats
 from model_service.contract import Contract
-from model_service.features import Floats
 from model_service.registry import Registered
 from model_service.store import read
 from model_service.training import cases, report, run

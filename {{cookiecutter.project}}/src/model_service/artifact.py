@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from model_service.arrays import Floats
 from model_service.digests import digest
 from model_service.errors import ServiceError
-from model_service.features import Floats
 
 FILES = ("card.json", "golden.json", "held.json", "model.onnx")
 ALSO = ("backtest.json", "explain.json")  # what older models have not

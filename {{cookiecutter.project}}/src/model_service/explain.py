@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from model_service import features, forecasting
+from model_service.arrays import Floats, Integers
 from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.features import Floats, Integers
 
 FILE = "explain.json"
 SAYS = {

@@ -11,17 +11,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
-import numpy.typing as npt
 
 from model_service import periods
+from model_service.arrays import Flags, Floats, Integers
 from model_service.contract import Contract, Series
 from model_service.errors import ServiceError
 from model_service.inputs import Feature
 from model_service.mistakes import own
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 Snapshot = tuple[int, Floats]
 Rows = Mapping[str, list[tuple[int, int, float | None]]]
 EPOCH = date(1970, 1, 1)

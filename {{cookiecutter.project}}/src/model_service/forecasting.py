@@ -9,10 +9,10 @@ import numpy as np
 import psycopg
 
 from model_service import features, periods, registry
+from model_service.arrays import Floats
 from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.features import Floats
 from model_service.store import read
 
 Connection = psycopg.Connection[Any]

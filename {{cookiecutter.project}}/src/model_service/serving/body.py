@@ -13,8 +13,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from model_service.arrays import Floats
 from model_service.contract import Serving
-from model_service.features import Floats
 from model_service.serving import door
 from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, wrong
 from model_service.serving.slots import Full

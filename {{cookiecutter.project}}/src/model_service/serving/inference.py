@@ -12,8 +12,8 @@ import numpy as np
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
+from model_service.arrays import Floats
 from model_service.artifact import Model, Tensor
-from model_service.features import Floats
 from model_service.serving import body
 from model_service.serving.edge import Problem, as_json, wrong
 from model_service.serving.runtime import Runtime

@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from model_service import artifact, forecasting
+from model_service.arrays import Floats
 from model_service.contract import Serving
-from model_service.features import Floats
 from model_service.serving.body import Inputs
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from model_service import artifact, explain, forecasting
+from model_service.arrays import Floats
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.features import Floats
 from model_service.serving import door, watchdog
 from model_service.serving.cache import Cache
 from model_service.serving.database import NO_DATA, Connection, Database, no_data

@@ -18,7 +18,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from model_service import artifact
-from model_service.features import Floats
+from model_service.arrays import Floats
 from model_service.serving.slots import Interrupted, Interrupter, Unable
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import SMALL, Audit

@@ -6,8 +6,9 @@ from datetime import datetime
 import numpy as np
 
 from model_service import features, periods
+from model_service.arrays import Flags, Floats, Integers
 from model_service.contract import Contract
-from model_service.features import Flags, Floats, History, Integers
+from model_service.features import History
 
 
 @dataclass(frozen=True)

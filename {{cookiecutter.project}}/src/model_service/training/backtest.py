@@ -11,8 +11,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from model_service import features, periods
+from model_service.arrays import Flags, Floats, Integers
 from model_service.contract import Contract
-from model_service.features import Flags, Floats, Integers
 from model_service.training import Cases, cases, estimators, search
 
 P = TypeVar("P")

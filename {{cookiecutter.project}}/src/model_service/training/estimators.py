@@ -17,9 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from model_service import features, periods
+from model_service.arrays import Floats, Integers
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.features import Floats, Integers
 from model_service.mistakes import own, unusable
 from model_service.training import Cases
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from model_service import features
-from model_service.features import Flags, Floats
+from model_service.arrays import Flags, Floats
 from model_service.forecasting import loaded, stamp
 from model_service.registry import Registered
 from model_service.training import gate

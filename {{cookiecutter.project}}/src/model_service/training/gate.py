@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from model_service.arrays import Flags, Floats, Integers
 from model_service.contract import Gate
-from model_service.features import Flags, Floats, Integers
 
 DRAWS = 10_000
 FIRM = {"leak", "determinism", "onnx_parity", "signature", "skew"}  # nobody may overrule what makes the figures wrong

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from model_service import periods
-from model_service.features import Floats
+from model_service.arrays import Floats
 
 Report = Mapping[str, Any]
 CHARTS = 6  # horizons drawn, from the first to the last

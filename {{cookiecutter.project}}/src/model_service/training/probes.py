@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from model_service import artifact, features, periods
-from model_service.features import Floats
+from model_service.arrays import Floats
 from model_service.freshness import GRACE_DAYS
 from model_service.registry import Registered
 from model_service.training import Cases, backtest, estimators, serialize

@@ -15,8 +15,8 @@ import psycopg
 from threadpoolctl import threadpool_info
 
 from model_service import artifact, digests, explain, features, forecasting, listing, periods
+from model_service.arrays import Floats
 from model_service.artifact import Model
-from model_service.features import Floats
 from model_service.store.read import DataVersion
 from model_service.training import Cases, evaluate, page, serialize
 from model_service.training.backtest import LEVELS, Backtest

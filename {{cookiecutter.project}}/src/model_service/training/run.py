@@ -12,9 +12,9 @@ import psycopg
 from threadpoolctl import threadpool_limits
 
 from model_service import artifact, experiments, features, forecasting, live, ml_test_score, registry, settings
+from model_service.arrays import Floats
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
-from model_service.features import Floats
 from model_service.mistakes import nearest, where
 from model_service.registry import Registered
 from model_service.store import read

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from model_service import periods
-from model_service.features import Floats, Integers
+from model_service.arrays import Floats, Integers
 from model_service.training import Cases, estimators
 from model_service.training.estimators import Settings
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 
 from model_service import artifact
+from model_service.arrays import Floats
 from model_service.errors import ServiceError
-from model_service.features import Floats
 from model_service.training.estimators import OPSET, Fitted, Sklearn, column_places
 
 PARITY = 1e-5
