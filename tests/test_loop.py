@@ -111,7 +111,7 @@ def test_a_service_that_reads_fred_trains_a_champion_and_passes_its_tests_of_loa
         project.service("migrate")
         assert "10 of 10 payloads loaded" in project.service("load", env=env).stdout
         assert "nothing new" in project.service("load", env=env).stdout
-    trains_a_champion_and_passes_its_tests(project, "UNRATE", "fred")
+    trains_a_champion_and_passes_its_tests(project, "UNRATE", "fred", "cli", "training")
 
 
 def test_buckets_and_parquet_are_turned_on_by_the_two_lines_of_the_documentation(
