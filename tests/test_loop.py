@@ -12,18 +12,28 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, BakedProject, image, read_at, run, trains_a_champion_and_passes_its_tests
+from test_stack import copied
 
 SAMPLE = "tests/sample/data/us-macro"
 
 
-@pytest.fixture
-def variant(built: BakedProject, workshop: Path) -> BakedProject:
-    """A copy of the built project with a database of its own, to be changed at will; it shares the environment."""
+@pytest.fixture(scope="module")
+def loaded(built: BakedProject, workshop: Path) -> BakedProject:
+    """The built project's files in no git repository, with a database of its own that holds the data and no model."""
     skipped = shutil.ignore_patterns(".venv", ".local", "build", ".git", "__pycache__")
-    folder = workshop / f"variant-{secrets.token_hex(4)}"
+    folder = workshop / "loaded"
     shutil.copytree(built.path, folder, ignore=skipped)
     (folder / ".venv").symlink_to(built.path / ".venv")
-    return BakedProject(folder, built.env)
+    project = BakedProject(folder, built.env)
+    project.service("migrate")
+    project.service("load")
+    return project
+
+
+@pytest.fixture
+def variant(loaded: BakedProject, workshop: Path) -> BakedProject:
+    """A copy of that, database and all, to be changed at will; it shares the environment."""
+    return copied(loaded, workshop / f"variant-{secrets.token_hex(4)}")
 
 
 def test_the_generated_tests_pass(built: BakedProject) -> None:
@@ -191,8 +201,6 @@ def test_a_service_that_reads_a_warehouse_trains_a_champion_and_passes_its_tests
 def test_the_gate_refuses_a_model_of_industrial_production(variant: BakedProject, estimator: str) -> None:
     variant.edit("service.toml", '[target]\nseries = "UNRATE"', '[target]\nseries = "INDPRO"')
     variant.edit("service.toml", 'estimator = "ridge"', f'estimator = "{estimator}"')
-    variant.service("migrate")
-    variant.service("load")
     done = variant.service("train", check=False)
     assert done.returncode == 3
     assert re.search(r"better_than_ar: .* 0\.\d+, limit 0\.05", done.stderr)
@@ -202,8 +210,6 @@ def test_the_gate_refuses_a_model_of_industrial_production(variant: BakedProject
 
 def test_the_gate_refuses_a_model_that_sees_the_future(variant: BakedProject) -> None:
     variant.edit("src/model_service/features.py", "self.released <= origin", "self.released <= origin + 3 * 10**12")
-    variant.service("migrate")
-    variant.service("load")
     done = variant.service("train", check=False)
     assert done.returncode == 3
     assert re.search(r"  leak: forecasts that saw the future: [1-9]", done.stderr)
@@ -263,10 +269,8 @@ def test_a_model_is_made_again_to_the_byte_from_commit_lock_and_clocks(built: Ba
     assert built.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_what_a_model_was_not_made_of_is_found_when_it_is_made_again(variant: BakedProject) -> None:
-    variant.commit()
-    for words in (["migrate"], ["load"], ["train"]):
-        variant.service(*words)
+def test_what_a_model_was_not_made_of_is_found_when_it_is_made_again(built: BakedProject, workshop: Path) -> None:
+    variant = copied(built, workshop / "made-again")
     card = json.loads(variant.text("build/model/card.json"))
     variant.edit("service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
     variant.run("git", "commit", "-q", "-a", "-m", "Fewer lags")
@@ -295,8 +299,7 @@ def test_what_a_model_was_not_made_of_is_found_when_it_is_made_again(variant: Ba
 
 
 def test_a_model_of_code_that_was_never_committed_is_made_again_while_the_code_is_there(variant: BakedProject) -> None:
-    for words in (["migrate"], ["load"], ["train"]):
-        variant.service(*words)
+    variant.service("train")
     assert variant.service("reproduce", "1").stdout.endswith("equal to the byte\n")
     variant.edit("service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
     done = variant.service("reproduce", "1", check=False)

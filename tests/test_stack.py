@@ -38,12 +38,13 @@ def free_port() -> int:
 def copied(built: BakedProject, folder: Path) -> BakedProject:
     """A copy of the built project that may be changed; it shares the environment."""
     path = folder / built.path.name
-    folder.mkdir()
-    built.run("cp", "-a", built.path, path)  # owners too: as root the embedded database belongs to another user
-    shutil.rmtree(path / ".venv")
+    path.mkdir(parents=True)
+    kept = [one for one in built.path.iterdir() if one.name != ".venv"]
+    built.run("cp", "-a", *kept, path)  # owners too: as root the embedded database belongs to another user
     (path / ".venv").symlink_to(built.python.parents[1])
-    with (path / ".git/info/exclude").open("a", encoding="utf-8") as file:
-        file.write(".venv\n")
+    if (path / ".git").is_dir():
+        with (path / ".git/info/exclude").open("a", encoding="utf-8") as file:
+            file.write(".venv\n")
     return BakedProject(path, dict(built.env))
 
 
