@@ -29,6 +29,7 @@ from model_service.store import connection as store  # isort: skip
 from model_service.telemetry import audit, metrics  # isort: skip
 
 FAULT = Path(os.environ["FAULT"])
+HANGS_SECONDS = float(os.environ["HANGS_SECONDS"])
 LIMITS = {"disk full": resource.RLIMIT_FSIZE, "memory used up": resource.RLIMIT_AS}
 DAYS = {"clock jumps ahead": 400, "clock jumps back": -30_000}
 looks = itertools.count(1)
@@ -41,7 +42,7 @@ def failing(model: artifact.Model, rows: Any) -> Any:
     if planted == f"{who} raises":
         raise RuntimeError("planted")
     if planted == f"{who} hangs":  # until it is told to stop, as a run of ONNX Runtime
-        options, until = artifact.interrupt.get(), time.monotonic() + 8
+        options, until = artifact.interrupt.get(), time.monotonic() + HANGS_SECONDS
         while time.monotonic() < until and not (options and options.terminate):
             time.sleep(0.005)
         raise RuntimeError("ended")

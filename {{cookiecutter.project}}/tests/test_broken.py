@@ -40,6 +40,7 @@ from model_service.store.migrate import migrate
 from model_service.telemetry.metrics import REASONS
 
 SECONDS, SLACK = 1.0, 0.1
+HANGS_SECONDS = 4.0  # what is mute, or hangs: so much longer that a crowded machine is no excuse
 PATIENCE = 20.0  # of the caller
 MODEL = ("model raises", "model hangs", "model gives NaN")
 STORE = ("store refuses", "store is mute", "store is slow", "store is empty")
@@ -118,7 +119,7 @@ class Wire:
         fault = self.fault
         with near, contextlib.suppress(OSError):  # one of the two went away
             if fault.endswith("mute"):
-                near.settimeout(10)
+                near.settimeout(HANGS_SECONDS)
                 while near.recv(4096):
                     pass
             if fault and not fault.endswith("slow"):
@@ -303,6 +304,7 @@ def bench(folder: Path, stores: Stores, contract: Contract, **environment: str) 
         login = f"postgresql://{known.get('user', 'postgres')}:{known.get('password', '')}@127.0.0.1:{data.port}"
         where = {"DATABASE_URL": f"{login}/{known['dbname']}?sslmode=disable", "FAULT": str(folder / "fault"),
                  "ELASTICSEARCH_URL": f"http://127.0.0.1:{trail.port}"}  # fmt: skip
+        where["HANGS_SECONDS"] = str(HANGS_SECONDS)
         with serve(made, "broken", **where, **environment) as server, asyncio.Runner() as runner:
             callers = httpx.AsyncClient(base_url=server.url, timeout=PATIENCE)
             yield Bench(Judge(made, expected, server, callers), data, trail, folder / "fault", swap, runner)
