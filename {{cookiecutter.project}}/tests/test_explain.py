@@ -187,7 +187,7 @@ def test_much_work_bounds_how_much_may_be_asked(contract: Contract) -> None:
 
 
 def test_a_training_explains_its_model_and_groups_a_forecast_by_series() -> None:
-    made_of = worlds.world(1, estimator="gradient_boosting")
+    made_of = worlds.world(1, estimator="gradient_boosting", first_origin="2013-01-01")  # a short backtest will do
     declared, made = made_of.contract, worlds.candidate(made_of)
     found = worlds.registered(made_of, made)
     ours = explain.Explainer(forecasting.loaded(found))

@@ -1,8 +1,9 @@
 """An input means the same everywhere and never the future; what is fitted on inputs answers the same as a graph."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from model_service.training import Cases, backtest, cases, estimators, run, sear
 VINTAGE = features.microseconds(datetime(2016, 6, 29, tzinfo=UTC))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """As in training: sums in another order are other bits."""
     with threadpool_limits(1):
@@ -242,6 +243,17 @@ def fitted(table: Cases, estimator: str) -> estimators.Fitted:
     return estimators.fit(by(table, estimator), table.labels(int(table.origin[-1])))
 
 
+@pytest.fixture(scope="module")
+def made(table: Cases) -> Callable[[str], tuple[estimators.Fitted, bytes]]:
+    """The model that an estimator makes of the sample, and its graph; each made once."""
+
+    def make(estimator: str) -> tuple[estimators.Fitted, bytes]:
+        model = fitted(table, estimator)
+        return model, serialize.graph(model, table.inputs.shape[1])
+
+    return cache(make)
+
+
 def parity(model: estimators.Fitted, graph: bytes, table: Cases) -> float:
     return serialize.parity(model, graph, table.inputs[table.complete], 1)
 
@@ -327,9 +339,8 @@ class Graphless(Mean):
         raise NotImplementedError("no converter")
 
 
-def test_an_estimator_of_ones_own_is_proven_as_the_others_are(table: Cases) -> None:
-    model = fitted(table, "test_features:Mean")
-    assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) <= serialize.PARITY
+def test_an_estimator_of_ones_own_is_proven_as_the_others_are(table: Cases, made: Any) -> None:
+    assert parity(*made("test_features:Mean"), table) <= serialize.PARITY
 
 
 def test_a_search_tries_the_settings_that_ones_own_names(table: Cases) -> None:
@@ -337,9 +348,8 @@ def test_a_search_tries_the_settings_that_ones_own_names(table: Cases) -> None:
     assert [one["settings"] for one in choice.tried][0] == {} and len(choice.tried) == 3
 
 
-def test_a_graph_that_answers_otherwise_does_not_pass(table: Cases) -> None:
-    model = fitted(table, "test_features:Liar")
-    assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) > serialize.PARITY
+def test_a_graph_that_answers_otherwise_does_not_pass(table: Cases, made: Any) -> None:
+    assert parity(*made("test_features:Liar"), table) > serialize.PARITY
 
 
 def test_an_estimator_without_a_graph_is_refused_with_what_to_do(table: Cases) -> None:
@@ -352,16 +362,15 @@ def test_an_estimator_without_a_graph_is_refused_with_what_to_do(table: Cases) -
 
 @pytest.mark.ml_test("infra-2")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_the_graph_answers_as_the_fitted_model_does(table: Cases, estimator: str) -> None:
-    model = fitted(table, estimator)
-    assert parity(model, serialize.graph(model, table.inputs.shape[1]), table) <= serialize.PARITY
+def test_the_graph_answers_as_the_fitted_model_does(table: Cases, made: Any, estimator: str) -> None:
+    assert parity(*made(estimator), table) <= serialize.PARITY
 
 
 @pytest.mark.ml_test("infra-2", sabotage=True)
 @pytest.mark.parametrize("estimator", ["random_forest", "gradient_boosting"])
-def test_one_threshold_that_is_off_by_the_smallest_step_is_found(table: Cases, estimator: str) -> None:
-    model = fitted(table, estimator)
-    graph = onnx.load_from_string(serialize.graph(model, table.inputs.shape[1]))
+def test_one_threshold_that_is_off_by_the_smallest_step_is_found(table: Cases, made: Any, estimator: str) -> None:
+    model, whole = made(estimator)
+    graph = onnx.load_from_string(whole)
     ensemble = [node for node in graph.graph.node if node.op_type == "TreeEnsembleRegressor"][-1]
     values, modes = ([one for one in ensemble.attribute if one.name == name][0]
                      for name in ("nodes_values", "nodes_modes"))  # fmt: skip
@@ -427,9 +436,17 @@ def truth_at(table: Cases, place: int) -> Any:
     return known
 
 
-def test_a_search_tries_the_usual_settings_and_others_and_shows_what_it_tried(table: Cases) -> None:
+@pytest.fixture(scope="module")
+def searched(table: Cases) -> tuple[search.Choice, list[str]]:
+    """What a search chooses among gradient_boosting's settings as of origin 250, and what it said."""
     said: list[str] = []
-    choice = search.choose(by(table, "gradient_boosting", search=4), truth_at(table, 250), said.append)
+    return search.choose(by(table, "gradient_boosting", search=4), truth_at(table, 250), said.append), said
+
+
+def test_a_search_tries_the_usual_settings_and_others_and_shows_what_it_tried(
+    table: Cases, searched: tuple[search.Choice, list[str]]
+) -> None:
+    choice, said = searched
     assert len(choice.tried) == 4 and choice.tried[0]["settings"] == {}
     assert {one["years"] for one in choice.tried} == {1, 2, 4}  # halved twice
     assert choice.settings == min(choice.tried, key=lambda one: (-one["years"], one["loss"]))["settings"]
@@ -449,12 +466,12 @@ def test_a_search_forecasts_only_later_than_it_fits(table: Cases, monkeypatch: p
 
 
 @pytest.mark.ml_test("model-3")
-def test_a_search_chooses_by_nothing_that_comes_later(table: Cases) -> None:
-    place, searched = 250, by(table, "gradient_boosting", search=4)
-    origin = int(table.origin[place])
+def test_a_search_chooses_by_nothing_that_comes_later(table: Cases, searched: tuple[search.Choice, list[str]]) -> None:
+    origin = int(table.origin[250])
     poison = {name: backtest._poisoned(table.contract, name, rows, origin) for name, rows in table.rows.items()}
-    poisoned = cases(searched.contract, poison, features.moment(int(table.origin[-1])))
-    assert search.choose(poisoned, truth_at(poisoned, place)) == search.choose(searched, truth_at(searched, place))
+    declared = by(table, "gradient_boosting", search=4).contract
+    poisoned = cases(declared, poison, features.moment(int(table.origin[-1])))
+    assert search.choose(poisoned, truth_at(poisoned, 250)) == searched[0]
 
 
 @pytest.mark.ml_test("model-3", sabotage=True)
