@@ -16,6 +16,7 @@ from model_service import ml_test_score
 from model_service.cli import main
 from model_service.contract import Contract
 from model_service.loader import run as loading
+from model_service.loader import web
 from model_service.store.connection import connect
 from model_service.store.migrate import migrate
 
@@ -45,6 +46,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     if OUTCOMES:
         ml_test_score.keep(ROOT, OUTCOMES)
+
+
+@pytest.fixture(autouse=True)
+def asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The providers of the tests need not be spared between tries; the rest that one asks for is kept."""
+    monkeypatch.setattr(web, "_BACK_OFF", lambda _: 0.0)
 
 
 @pytest.fixture(scope="session")

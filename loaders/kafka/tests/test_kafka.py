@@ -581,13 +581,10 @@ def test_a_schema_of_the_repository_reads_what_another_one_wrote(
     assert desk.days() == {1: 1.5}
 
 
-def test_a_registry_that_refuses_or_is_away_loses_nothing(
-    broker: Broker, desk: Desk, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_registry_that_refuses_or_is_away_loses_nothing(broker: Broker, desk: Desk, registry: Registry) -> None:
     broker.send(avro(PRICE, 7, **price("A", 1, 1.5)))
     registry.status = 401
     assert desk.refused().startswith("the registry answers 401 for schema 7: ")
-    monkeypatch.setattr("model_service.loader.web._BACK_OFF", lambda _: 0.0)
     registry.status = 503
     assert desk.refused() == "127.0.0.1 answers 503, 6 times; try again later"
     registry.status, registry.body = 200, b"<!DOCTYPE html>we are back soon"
