@@ -16,16 +16,12 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
-from conftest import ROOT, BakedProject, image
+from conftest import ROOT, BakedProject
 from test_stack import Stack, copied, docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.python]
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "256m")
 MAX_BYTES = 200_000_000
-# As the public slim image: no bytecode of the standard library, no OpenMP.
-BASE = """
-RUN find / -xdev -name '*.pyc' -delete && { ! dpkg -s libgomp1 >/dev/null 2>&1 || dpkg --purge libgomp1; }
-"""
 # What the C library's, the compiler's and zlib's packages hold; every Debian has them.
 SLIM = {f"lib{name}.so" for name in ("c", "dl", "gcc_s", "m", "pthread", "resolv", "rt", "stdc++", "util", "z")}
 LIBRARIES = """
@@ -90,9 +86,8 @@ class Made:
 
     def __init__(self, project: BakedProject) -> None:
         self.project, self.stack = project, Stack(project, watch=False)
-        self.base = f"localhost:1/{self.stack.name}-base"
-        docker("build", "-q", "-t", self.base, "-", input=f"FROM {image('PYTHON_IMAGE')}\n{BASE}")
-        project.make("image", env={"PYTHON_IMAGE": self.base})
+        self.base = self.stack.base
+        project.make("image")
         self.name, self.loader = (self.stack.image()[what]["tag"] for what in ("service", "loader"))
 
     def inspect(self, name: str) -> dict[str, Any]:
