@@ -5,13 +5,13 @@ import json
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, BakedProject, image, read_at, run, trains_a_champion_and_passes_its_tests
+from conftest import ROOT, BakedProject, read_at, trains_a_champion_and_passes_its_tests
+from test_restore import server
 from test_stack import copied
 
 SAMPLE = "tests/sample/data/us-macro"
@@ -57,24 +57,10 @@ def test_the_generated_tests_pass_whatever_the_project_declares_and_holds(varian
 
 
 @pytest.fixture
-def timescaledb(tmp_path: Path) -> Iterator[str]:
+def timescaledb() -> Iterator[str]:
     """URL of a TimescaleDB of this test's own."""
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    password = secrets.token_hex(16)
-    start = ["docker", "run", "-d", "--rm", "-e", f"POSTGRES_PASSWORD={password}", "-p", "127.0.0.1:0:5432"]
-    container = run(*start, image("TIMESCALE_IMAGE"), cwd=tmp_path, env=env).stdout.strip()
-    try:
-        port = run("docker", "port", container, "5432", cwd=tmp_path, env=env).stdout.split(":")[-1].strip()
-        for _ in range(120):
-            ready = run(
-                "docker", "exec", container, "pg_isready", "-h", "127.0.0.1", cwd=tmp_path, env=env, check=False
-            )
-            if ready.returncode == 0:
-                break
-            time.sleep(0.5)
-        yield f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
-    finally:
-        run("docker", "rm", "-f", "-v", container, cwd=tmp_path, env=env)
+    with server() as made:
+        yield made.url
 
 
 @pytest.mark.timescale

@@ -4,6 +4,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ def contract() -> Contract:
     return contracts.load(SAMPLE / "service.toml")
 
 
-@pytest.fixture
-def new_database(server: str, contract: Contract) -> Iterator[Callable[[], str]]:
+@contextmanager
+def databases(server: str, contract: Contract) -> Iterator[Callable[[], str]]:
     """Makes migrated databases, dropped at the end."""
     names: list[str] = []
 
@@ -100,6 +101,12 @@ def new_database(server: str, contract: Contract) -> Iterator[Callable[[], str]]
 
 
 @pytest.fixture
+def new_database(server: str, contract: Contract) -> Iterator[Callable[[], str]]:
+    with databases(server, contract) as make:
+        yield make
+
+
+@pytest.fixture
 def url(new_database: Callable[[], str]) -> str:
     return new_database()
 
@@ -113,16 +120,11 @@ def loader(url: str) -> Iterator[Connection]:
 @pytest.fixture(scope="module")
 def loaded(server: str, contract: Contract) -> Iterator[Connection]:
     """The sample, loaded once for a module of tests."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-    url = make_conninfo(server, dbname=name)
-    migrate(url, contract)
-    loading.load(contract, url, SAMPLE, print)
-    with connect(url, "loader") as connection:
-        yield connection
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with databases(server, contract) as make:
+        url = make()
+        loading.load(contract, url, SAMPLE, print)
+        with connect(url, "loader") as connection:
+            yield connection
 
 
 @pytest.fixture(scope="module")

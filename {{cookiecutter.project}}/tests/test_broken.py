@@ -14,7 +14,6 @@ import select
 import socket
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -27,8 +26,8 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
-from conftest import SAMPLE
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from conftest import SAMPLE, databases
+from psycopg.conninfo import conninfo_to_dict
 from serving import Project, Server, challenge, make_project, serve, wait_for
 from test_telemetry import Store
 
@@ -36,7 +35,6 @@ from model_service import artifact, forecasting
 from model_service.contract import Contract
 from model_service.loader import run
 from model_service.store.connection import connect
-from model_service.store.migrate import migrate
 from model_service.telemetry.metrics import REASONS
 
 SECONDS, SLACK = 1.0, 0.1
@@ -246,33 +244,28 @@ class Bench:
 @pytest.fixture(scope="module")
 def stores(server: str, contract: Contract) -> Iterator[Stores]:
     """URL of a database that holds the sample, and what puts an empty one in its place."""
-    names = [f"test_{uuid.uuid4().hex[:12]}" for _ in range(3)]
-    with psycopg.connect(server, autocommit=True) as admin:
+    with databases(server, contract) as make, psycopg.connect(server, autocommit=True) as admin:
+        url = make()
+        place, other = (str(conninfo_to_dict(one)["dbname"]) for one in (url, make()))
+        aside = f"{place}_aside"
 
         def rename(old: str, new: str) -> None:
             sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
             admin.execute(sql, [old])
             admin.execute(f'ALTER DATABASE "{old}" RENAME TO "{new}"')
 
-        for name in names[:2]:
-            admin.execute(f'CREATE DATABASE "{name}"')
-            migrate(make_conninfo(server, dbname=name), contract)
-        run.load(contract, make_conninfo(server, dbname=names[0]), SAMPLE, lambda _: None)
+        run.load(contract, url, SAMPLE, lambda _: None)
         swapped = False
 
         def swap(empty: bool) -> None:
             nonlocal swapped
             if empty != swapped:
-                order = ((names[0], names[2]), (names[1], names[0])) if empty else (
-                    (names[0], names[1]), (names[2], names[0]))  # fmt: skip
-                for old, new in order:
+                for old, new in ((place, aside), (other, place)) if empty else ((place, other), (aside, place)):
                     wait_for(lambda old=old, new=new: not attempt(rename, old, new))
                 swapped = empty
 
-        yield make_conninfo(server, dbname=names[0]), swap
+        yield url, swap
         swap(False)
-        for name in names[:2]:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def attempt(action: Any, *words: str) -> Exception | None:

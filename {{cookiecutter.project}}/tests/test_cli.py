@@ -6,27 +6,19 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Run
 
 from model_service import contract as contracts
-from model_service.cli import main
 from model_service.loader import sources
 
 FIRST, SECOND = "data/us-macro/2016-06-29.csv", "data/us-macro/2016-07-29.csv"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(project: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run, project: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a verb in a project and a database of its own; gives exit code, output and messages."""
     monkeypatch.setenv("DATABASE_URL", url)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        return code, *capsys.readouterr()
-
-    return call
+    return run
 
 
 def edit(path: Path, old: str, new: str) -> None:
