@@ -237,12 +237,9 @@ def imported(project: BakedProject, **card: Any) -> str:
     shutil.copytree(project.path / "build/model", folder)
     text = json.loads((folder / "card.json").read_text()) | card
     (folder / "card.json").write_text(json.dumps(text, indent=1) + "\n")
-    sums = "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        for path in sorted(folder.iterdir())
-        if path.name not in ("SHA256SUMS", "registry.json")
-    )
-    (folder / "SHA256SUMS").write_text(sums)
+    names = [line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(sums))
     done = project.service("promote", "--artifact", "build/other", "--json")
     shutil.rmtree(folder)
     return str(json.loads(done.stdout)["version"])
