@@ -52,11 +52,15 @@ def copied(built: BakedProject, folder: Path) -> BakedProject:
     return BakedProject(path, dict(built.env))
 
 
-class Stack:
-    """A project with a name, an image repository and a port of its own on the engine.
+def base_of_images(name: str) -> str:
+    """A tag with that name of the base of the tests' images: one and the same, so that their layers are built once."""
+    tag = f"localhost:1/{name}-base"
+    docker("build", "-q", "-t", tag, "-", input=f"FROM {image('PYTHON_IMAGE')}\n{BASE}")
+    return tag
 
-    The base of its images is the same for every stack, so that their layers are built once.
-    """
+
+class Stack:
+    """A project with a name, an image repository and a port of its own on the engine."""
 
     def __init__(self, project: BakedProject, watch: bool) -> None:
         self.name = f"om-{uuid.uuid4().hex[:8]}"
@@ -64,8 +68,7 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
         self.project = project
         self.made: list[str] = []
-        self.base = f"localhost:1/{self.name}-base"
-        docker("build", "-q", "-t", self.base, "-", input=f"FROM {image('PYTHON_IMAGE')}\n{BASE}")
+        self.base = base_of_images(self.name)
         env = {"COMPOSE_PROJECT_NAME": self.name, "BALANCER_PORT": str(self.port), "READY_SECONDS": "60"}
         env |= {"PYTHON_IMAGE": self.base}
         project.env |= env | ({"COMPOSE_PROFILES": "watch"} if watch else {})

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import TOOLS, BakedProject, cookiecutter, environment, image
-from test_stack import docker, free_port
+from test_stack import base_of_images, docker, free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.python, pytest.mark.timescale, pytest.mark.haproxy, pytest.mark.registry]
 PASSED_ON = (
@@ -22,7 +22,7 @@ PASSED_ON = (
     "DOCKER_CONFIG",
     "DOCKER_HOST",
 )
-IMAGES = ("PYTHON_IMAGE", "TIMESCALE_IMAGE", "HAPROXY_IMAGE")
+IMAGES = ("TIMESCALE_IMAGE", "HAPROXY_IMAGE")
 
 
 class Repository:
@@ -32,6 +32,7 @@ class Repository:
         self.name = f"om-{uuid.uuid4().hex[:8]}"
         self.port = free_port()
         self.registry = registry
+        self.base = base_of_images(self.name)
         cookiecutter(folder, folder / "home", project=self.name, image_registry=registry)
         self.project = BakedProject(folder / self.name, environment(folder / "home"))
         # The whole suite is run elsewhere; one file is enough to see that a push runs it.
@@ -45,7 +46,7 @@ class Repository:
         """Commits what was changed and runs the workflow on that push. Returns what act said."""
         self.project.run("git", "commit", "-qam", "A change", "--allow-empty")
         given = {key: value for key, value in self.project.env.items() if key in PASSED_ON or key.startswith("GIT_")}
-        env = given | {name: image(name) for name in IMAGES}
+        env = given | {name: image(name) for name in IMAGES} | {"PYTHON_IMAGE": self.base}
         env |= {
             "HOME": str(self.folder / "home"),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
@@ -81,7 +82,7 @@ def repository(workshop: Path) -> Iterator[Repository]:
         if made:
             docker("compose", "-p", made.name, "down", "-v", "--remove-orphans", "--rmi", "local", check=False)
             tags = docker("image", "ls", "-q", "--filter", f"reference={made.registry}/{made.name}*").split()
-            docker("image", "rm", "-f", *sorted(set(tags)), check=False)
+            docker("image", "rm", "-f", made.base, *sorted(set(tags)), check=False)
 
 
 def test_a_push_is_checked(repository: Repository) -> None:
