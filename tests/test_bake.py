@@ -67,18 +67,12 @@ def test_every_answer_gives_whole_files(bake: Callable[..., BakedProject], answe
 def test_a_project_has_what_every_other_has_but_for_its_source(
     bake: Callable[..., BakedProject], default: BakedProject, tmp_path: Path
 ) -> None:
-    """Program, tests and locks of the default bake; and the sample's service and data, for these tests to read."""
-    common = {
-        name: one for name, one in default.files().items() if name.startswith(("src/", "tests/", "requirements/"))
-    }
-    sample = {f"tests/sample/{name}": one for name, one in default.files().items() if name.startswith("data/")}
-    services = set()
+    """Program, tests, their sample, and locks are those of the default bake."""
+    parts = ("src/", "tests/", "requirements/")
+    common = {name: one for name, one in default.files().items() if name.startswith(parts)}
     for source in ("fred", "sdmx", "worldbank", "sql", "kafka"):
         files = bake(output=tmp_path / source, source=source).files()
         assert difference({name: files.get(name) for name in common}, common) == [], source
-        assert difference({name: files.get(name) for name in sample}, sample) == [], source
-        services.add(files["tests/sample/service.toml"])
-    assert len(services) == 1
 
 
 def test_files_that_are_not_rendered_are_copied_byte_for_byte(default: BakedProject) -> None:
