@@ -172,6 +172,8 @@ MISTAKES = {
     "unknown kind of source": ('kind = "csv"', 'kind = "cvs"', "did you mean 'csv'?"),
     "not TOML": ("[target]", "[target", "is not valid TOML"),
     "wrong type": ("seed = 1", 'seed = "one"', "train.seed"),
+    "number as text": ("horizons = [1, 3, 6]", 'horizons = ["1"]', "horizons.0: Input should be a valid integer"),
+    "nothing": ("horizons = [1, 3, 6]", "horizons = []", "target.horizons: give at least 1"),
 }
 
 
@@ -187,9 +189,10 @@ def test_a_mistake_in_service_toml_is_named_with_its_mend(run: Run, project: Pat
 def test_all_mistakes_in_service_toml_are_named_at_once(run: Run, project: Path) -> None:
     edit(project / "service.toml", "seed = 1", "sed = 1")
     edit(project / "service.toml", "horizons = [1, 3, 6]", "horizons = [0]")
-    messages = run("load")[2]
-    assert "train.sed: unknown key; did you mean 'seed'?" in messages
-    assert "target.horizons" in messages
+    head, *mistakes = run("load")[2].splitlines()
+    assert "service.toml is not valid" in head and len(mistakes) == 2
+    assert "train.sed: unknown key; did you mean 'seed'?" in mistakes[1]
+    assert "target.horizons.0: Input should be greater than 0" in mistakes[0]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,10 @@ def validate(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        mistakes = [one for problem in error.errors() for one in _mistakes(model, problem, list(also))]
+        problems = error.errors()
+        within = {problem["loc"][:-1] for problem in problems}  # a list without its wrong items is too short as well
+        problems = [one for one in problems if one["type"] != "too_short" or one["loc"] not in within]
+        mistakes = [one for problem in problems for one in _mistakes(model, problem, list(also))]
         lines = [f"  {f'line {line(text, place)}: ' if text else ''}{message}" for place, message in mistakes]
         raise UsageError("\n".join([f"{where} is not valid:", *lines])) from None
 
@@ -109,6 +112,8 @@ def _mistake(model: type[BaseModel], problem: Any, also: list[str]) -> str:
     if problem["type"] == "extra_forbidden":
         known = _fields(model, place[:-1]) + also
         return f"{'.'.join(place)}: unknown key{nearest(place[-1], known)} (known: {', '.join(known)})"
+    if problem["type"] == "too_short":
+        return f"{'.'.join(place)}: give at least {problem['ctx']['min_length']}"
     given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {problem['input']!r})"
     if problem["type"] == "literal_error":
         given += nearest(str(problem["input"]), re.findall("'(.*?)'", problem["ctx"]["expected"]))
