@@ -13,7 +13,7 @@ from model_service import settings
 from model_service.errors import ServiceError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-MIGRATE = "run `make load`, or `python -m model_service migrate` as its owner"
+MIGRATE = "run `python -m model_service migrate` (for the laptop's own database `make load` does)"
 # A host that vanished is noticed within a minute, on either side: its claim would last for hours otherwise.
 KEEPALIVES: dict[str, Any] = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 Role = Literal["owner", "loader", "reader"]
