@@ -16,7 +16,8 @@ REGISTRY = re.compile(
     r"(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
 )
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # control, line ends, text direction
-SAME_MOMENT = 0.2  # seconds; cookiecutter makes nested folders within microseconds
+SAME_MOMENT = 0.05  # seconds; cookiecutter makes nested folders within microseconds, and needs longer to start
+RENDERED = 0.2  # seconds, from there until it has rendered the hook
 
 
 class Rule(NamedTuple):
@@ -82,7 +83,7 @@ def refuse(given: dict[str, Any], template: str, hook: str) -> int:
     folder = os.getcwd()
     moment = os.stat(folder).st_mtime
     # Before it is listed: on a slow machine that comes late enough to look like somebody else's doing.
-    new = abs(os.stat(hook).st_mtime - moment) < SAME_MOMENT and _made(folder, moment)
+    new = abs(os.stat(hook).st_mtime - moment) < RENDERED and _made(folder, moment)
     filled = bool(os.listdir(folder)) if os.path.isdir(folder) else True
     wrong = mistakes(given, rules(template))
     if filled:
