@@ -2,13 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import psycopg
 
 from model_service.errors import ServiceError
-
-Connection = psycopg.Connection[Any]
+from model_service.store.connection import Connection
 
 TAKE = """
 WITH taken AS (
