@@ -79,6 +79,8 @@ def test_generated_repository_keeps_its_limits(default: BakedProject) -> None:
         assert not re.search(rb"\b(T[O]DO|F[I]XME)\b", text), name
     for name, text in code.items():
         assert "{%" not in text and "{{ cookiecutter" not in text, name
+    named = [name for name, text in own.items() if "psycopg.Connection[" in text]
+    assert named == ["src/model_service/store/connection.py"], "the type of a connection has one name"
 
 
 # Store, gate, registry, the way of a prediction and telemetry: rows of entities will pass through them, too.

@@ -9,13 +9,12 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from model_service import forecasting
 from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.store import read
+from model_service.store.connection import Connection
 
 SAID_EVERY = 500  # as-of times
 Row = dict[str, Any]
@@ -24,7 +23,7 @@ Row = dict[str, Any]
 def bodies(
     contract: Contract,
     model: Model,
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     until: datetime,
     data_version: str | None,
     horizons: list[int] | None,

@@ -6,7 +6,6 @@ from datetime import UTC, date, datetime, time
 from typing import Any
 
 import numpy as np
-import psycopg
 
 from model_service import features, periods, registry
 from model_service.arrays import Floats
@@ -14,8 +13,7 @@ from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.store import read
-
-Connection = psycopg.Connection[Any]
+from model_service.store.connection import Connection
 
 
 class NoDataYet(ServiceError):

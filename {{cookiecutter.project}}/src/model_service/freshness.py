@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
-from typing import Any
-
-import psycopg
 
 from model_service import periods
 from model_service.contract import CADENCE_DAYS, Contract
+from model_service.store.connection import Connection
 
 STATES = ("late", "frozen", "discontinued")
 GRACE_DAYS = 3  # at least, and half the cadence: weekends, holidays
@@ -58,7 +56,7 @@ class Freshness:
         return f"{state}; {since}, expected every {self.cadence.total_seconds() / 86_400:g} days{stopped}"
 
 
-def of(connection: psycopg.Connection[Any], contract: Contract, dataset: str, now: datetime) -> Freshness:
+def of(connection: Connection, contract: Contract, dataset: str, now: datetime) -> Freshness:
     newest, fetched = connection.execute(
         "SELECT (SELECT max(known_last) FROM load WHERE dataset = %(dataset)s AND status <> 'blocked'"
         " AND new + changed + deleted + vanished > 0), (SELECT max(finished_at) FROM attempt"
@@ -69,9 +67,7 @@ def of(connection: psycopg.Connection[Any], contract: Contract, dataset: str, no
     return Freshness(dataset, newest, fetched, timedelta(days=contract.cadence_days(dataset)), now, stopped)
 
 
-def _discontinued(
-    connection: psycopg.Connection[Any], contract: Contract, dataset: str, newest: datetime
-) -> tuple[str, ...]:
+def _discontinued(connection: Connection, contract: Contract, dataset: str, newest: datetime) -> tuple[str, ...]:
     """Series whose next value was due several periods before others of the dataset had their last."""
     series, found = contract.of_source(dataset), []
     for name, last in connection.execute(
@@ -89,7 +85,7 @@ def _discontinued(
     return tuple(found)
 
 
-def quarantined(connection: psycopg.Connection[Any]) -> dict[str, int]:
+def quarantined(connection: Connection) -> dict[str, int]:
     """Cells by the rule that put them into quarantine, where nothing was done about them yet."""
     return dict(
         connection.execute(

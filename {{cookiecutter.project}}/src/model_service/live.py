@@ -5,13 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import psycopg
 
 from model_service import features
 from model_service.contract import Contract
 from model_service.store import read
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 Release = tuple[int, float, float | None]  # since when the first was known, its value, the latest (None: taken back)
 
 # Errors that do not overlap: neighbours at horizon h share h - 1 periods, so n errors count as n / h. An error that has

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from model_service import digests, settings
+from model_service.store.connection import Connection
 
 EVIDENCE = Path("build", "ml-test-score.json")
 RUBRIC = {
@@ -66,7 +65,7 @@ def keep(root: Path, outcomes: Mapping[str, tuple[str, bool, bool]]) -> None:
     path.write_text(json.dumps({"state": now, "tests": tests}, indent=1) + "\n", "utf-8")
 
 
-def score(root: Path, connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
+def score(root: Path, connection: Connection) -> list[dict[str, Any]]:
     """One entry a test of the rubric: number, what it asks, points (0 or 1), and why."""
     path = root / EVIDENCE
     held = json.loads(path.read_text("utf-8")) if path.is_file() else {"state": None, "tests": {}}
@@ -97,7 +96,7 @@ def _missing(number: str, tests: Mapping[str, Any], gate: list[dict[str, Any]]) 
     return ""
 
 
-def _gate(connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
+def _gate(connection: Connection) -> list[dict[str, Any]]:
     row = connection.execute(
         "SELECT gate FROM training_run WHERE version = ("
         "SELECT version FROM promotion ORDER BY promotion_id DESC LIMIT 1) ORDER BY run_id DESC LIMIT 1"

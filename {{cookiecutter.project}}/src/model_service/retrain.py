@@ -3,18 +3,16 @@
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
-import psycopg
 
 from model_service import features, forecasting, live, registry
 from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.store import read
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 SHOWN = 5  # names in a line
 
 # Loads that brought something of the series which neither the champion nor the last training run, be it one that was

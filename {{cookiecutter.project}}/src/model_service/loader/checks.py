@@ -13,9 +13,9 @@ from model_service import periods
 from model_service.contract import Action, Check, Contract, Limit, Parts, Series
 from model_service.loader import VALUE, Cell, Reject, batches
 from model_service.periods import instant, microseconds
+from model_service.store.connection import Connection
 from model_service.store.observations import Cells
 
-Connection = psycopg.Connection[Any]
 Mask = npt.NDArray[np.bool_]
 DAY = 86_400_000_000
 TIMEOUT_SECONDS = 30.0  # of a check in SQL; then it counts as failed

@@ -6,12 +6,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-import psycopg
-
 from model_service.contract import Series
 from model_service.loader import Cell, Payload, Reject, checks
 from model_service.loader.sources import Kind
 from model_service.store import ledger, quarantine, raw
+from model_service.store.connection import Connection
 from model_service.store.observations import Batches, Said
 
 Row = Mapping[str, Any]  # of a load
@@ -21,7 +20,7 @@ Row = Mapping[str, Any]  # of a load
 class Reader:
     """Reads kept bytes of a dataset by a kind of source, its options, and the series that are mapped."""
 
-    connection: psycopg.Connection[Any]
+    connection: Connection
     source: Kind
     options: Any
     series: Mapping[str, Series]

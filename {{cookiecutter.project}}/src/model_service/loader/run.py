@@ -23,10 +23,9 @@ from model_service.loader.web import Web
 from model_service.periods import instant
 from model_service.settings import who
 from model_service.store import ledger, provider, quarantine, raw
-from model_service.store.connection import connect
+from model_service.store.connection import Connection, connect
 from model_service.store.observations import Batches, Landing, series_ids
 
-Connection = psycopg.Connection[Any]
 Result = dict[str, Any]
 Say = Callable[[str], None]
 

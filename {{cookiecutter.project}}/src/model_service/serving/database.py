@@ -18,7 +18,6 @@ from model_service.store import read
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Connection = psycopg.Connection[Any]
 NO_DATA = (forecasting.NoDataYet, forecasting.InputsMissing, read.UnknownDataVersion)
 
 
@@ -28,11 +27,11 @@ class Database:
     def __init__(self, contract: Contract, seconds: float) -> None:
         self.contract, self.seconds = contract, seconds
 
-    def ask(self, slots: Slots, question: Callable[[Connection], T]) -> Awaitable[T]:
+    def ask(self, slots: Slots, question: Callable[[store.Connection], T]) -> Awaitable[T]:
         """What `question` gives; raises Unable and Full."""
         return bounded(slots, self.seconds, "database_timeout", lambda: self._connected(question))
 
-    def _connected(self, question: Callable[[Connection], T]) -> T:
+    def _connected(self, question: Callable[[store.Connection], T]) -> T:
         try:
             url = settings.database_url()
             if not url:
@@ -46,7 +45,7 @@ class Database:
             log.warning("database: %s", error)
             raise Unable("database_away") from None
 
-    def seen(self, connection: Connection) -> dict[str, Any]:
+    def seen(self, connection: store.Connection) -> dict[str, Any]:
         """What the metrics tell of model and data; a question."""
         champion, now = registry.champion(connection), datetime.now(UTC)
         return {

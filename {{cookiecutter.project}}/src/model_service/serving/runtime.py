@@ -19,11 +19,12 @@ from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.serving import door, watchdog
 from model_service.serving.cache import Cache
-from model_service.serving.database import NO_DATA, Connection, Database, no_data
+from model_service.serving.database import NO_DATA, Database, no_data
 from model_service.serving.edge import Problem, wrong
 from model_service.serving.predictor import Predictor
 from model_service.serving.shadow import Shadow
 from model_service.serving.slots import Full, Slots, Unable, bounded, in_time
+from model_service.store.connection import Connection
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import SMALL, Audit
 from model_service.telemetry.metrics import Metrics

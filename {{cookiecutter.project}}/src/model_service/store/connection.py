@@ -49,7 +49,7 @@ def database() -> Iterator[str]:
         server.cleanup()
 
 
-def connect(url: str, role: Role = "reader", **options: str | int) -> psycopg.Connection:
+def connect(url: str, role: Role = "reader", **options: str | int) -> Connection:
     """Autocommitting connection that acts as `model_<role>`; raises DatabaseAway, which names no password.
 
     A schema that is newer than this code will do: migrations only add. An older one is refused.

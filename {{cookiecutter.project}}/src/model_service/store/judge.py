@@ -4,14 +4,12 @@ stage: this load's cells. verdict: what follows from each, where other loads may
 stated: what they said of the same cells then, by rank (the order of the loads that said it first).
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-import psycopg
 
 from model_service.periods import instant
 from model_service.store import wire
+from model_service.store.connection import Connection
 
 Cells = npt.NDArray[np.void]
 Flags = npt.NDArray[np.bool_]
@@ -219,7 +217,7 @@ def is_block(cells: Cells) -> bool:
     )
 
 
-def in_force(connection: psycopg.Connection[Any], cells: Cells) -> tuple[Flags, Flags]:
+def in_force(connection: Connection, cells: Cells) -> tuple[Flags, Flags]:
     """Of values that are later than all that is held: which are new [n], and which are in force already [n]."""
     ends = instant(int(cells["valid_time"].min())), instant(int(cells["valid_time"].max()))
     held = wire.copy_out(connection, IN_FORCE, [np.unique(cells["series_id"]).tolist(), *ends], KEPT)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg.rows import dict_row
 
 from model_service.digests import of_code, of_json
 from model_service.errors import ServiceError, UsageError
-
-Connection = psycopg.Connection[Any]
+from model_service.store.connection import Connection
 
 
 def vintage_of(request: Mapping[str, str]) -> datetime | None:

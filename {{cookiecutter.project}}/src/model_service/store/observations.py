@@ -19,8 +19,8 @@ from model_service.errors import ServiceError
 from model_service.periods import instant, microseconds
 from model_service.store import judge as sql
 from model_service.store import wire
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 Cells = npt.NDArray[np.void]  # of dtype CELLS
 Batches = Iterable[Cells]
 

@@ -3,12 +3,10 @@
 from collections.abc import Collection
 from typing import Any
 
-import psycopg
-
 from model_service.errors import ServiceError, UsageError
 from model_service.settings import who
+from model_service.store.connection import Connection
 
-Connection = psycopg.Connection[Any]
 Wanted = dict[tuple[int, str | None], int]  # (line, series or None for the whole line): quarantine_id
 
 

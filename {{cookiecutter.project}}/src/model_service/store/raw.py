@@ -6,14 +6,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import psycopg
 
 from model_service.errors import ServiceError
+from model_service.store.connection import Connection
 
 PART_BYTES = 8_000_000
-Connection = psycopg.Connection[Any]
 
 
 def sha256_of(path: Path) -> str:

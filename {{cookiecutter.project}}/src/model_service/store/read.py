@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psycopg
 
 from model_service.errors import ServiceError
+from model_service.store.connection import Connection
 
 _EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL's binary timestamps count from here
 VALUES = np.dtype([("valid_time", "M8[us]"), ("value", "f8")])
@@ -29,7 +28,7 @@ class DataVersion:
     loads: dict[str, int]
 
 
-def data_version(connection: psycopg.Connection[Any], version: str | None = None) -> DataVersion:
+def data_version(connection: Connection, version: str | None = None) -> DataVersion:
     """The named data version, or the newest; raises UnknownDataVersion (also when nothing was loaded yet)."""
     row = connection.execute(
         "SELECT version, loads FROM data_version WHERE version = coalesce(%s, version) ORDER BY ordinal DESC LIMIT 1",
@@ -46,7 +45,7 @@ def data_version(connection: psycopg.Connection[Any], version: str | None = None
 
 
 def vintages(
-    connection: psycopg.Connection[Any], names: Iterable[str], known_at: datetime, loads: Mapping[str, int]
+    connection: Connection, names: Iterable[str], known_at: datetime, loads: Mapping[str, int]
 ) -> dict[str, list[tuple[int, int, float | None]]]:
     """Every row of the series that was known at `known_at` to the loads of a data version, oldest first.
 
@@ -76,7 +75,7 @@ def vintages(
 
 
 def as_of(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     names: Iterable[str],
     known_at: datetime,
     loads: Mapping[str, int],
@@ -116,7 +115,7 @@ def as_of(
     return found
 
 
-def newest_known_from(connection: psycopg.Connection[Any]) -> datetime | None:
+def newest_known_from(connection: Connection) -> datetime | None:
     """When the newest value held became known to the world, or None for an empty store."""
     row = connection.execute(
         "SELECT max(known_last) FROM load WHERE new + changed > 0 AND status <> 'blocked'"
@@ -124,7 +123,7 @@ def newest_known_from(connection: psycopg.Connection[Any]) -> datetime | None:
     return row[0] if row else None
 
 
-def first_usable(connection: psycopg.Connection[Any], names: list[str], loads: Mapping[str, int]) -> datetime | None:
+def first_usable(connection: Connection, names: list[str], loads: Mapping[str, int]) -> datetime | None:
     """The first time at which something of every series was known, or None when one was never loaded."""
     row = connection.execute(
         """

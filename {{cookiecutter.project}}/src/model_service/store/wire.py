@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psycopg
 
-Connection = psycopg.Connection[Any]
+from model_service.store.connection import Connection
+
 Rows = npt.NDArray[np.void]  # of numbers; no column is ever NULL
 
 EPOCH_2000 = 946_684_800_000_000  # its timestamps count microseconds from 2000, ours from 1970

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 from threadpoolctl import threadpool_info
 
 from model_service import artifact, digests, explain, features, forecasting, listing, periods
 from model_service.arrays import Floats
 from model_service.artifact import Model
+from model_service.store.connection import Connection
 from model_service.store.read import DataVersion
 from model_service.training import Cases, evaluate, page, serialize
 from model_service.training.backtest import LEVELS, Backtest
@@ -204,7 +204,7 @@ def _vintages(made: Candidate) -> list[dict[str, Any]]:
     return found
 
 
-def loads(connection: psycopg.Connection[Any], last: Mapping[str, int]) -> list[dict[str, Any]]:
+def loads(connection: Connection, last: Mapping[str, int]) -> list[dict[str, Any]]:
     """The loads up to the last one of each dataset, newest first."""
     held = [row for row in listing.loads(connection, None) if row["load_id"] <= last.get(row["dataset"], 0)]
     names = ("load_id", "dataset", "file", "kind", "status", "new", "changed", "deleted")

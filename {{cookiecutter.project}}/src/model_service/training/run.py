@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 from threadpoolctl import threadpool_limits
 
 from model_service import artifact, experiments, features, forecasting, live, ml_test_score, registry, settings
@@ -18,6 +17,7 @@ from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.mistakes import nearest, where
 from model_service.registry import Registered
 from model_service.store import read
+from model_service.store.connection import Connection
 from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, search, serialize
 from model_service.training.gate import FIRM, Rule
 from model_service.training.probes import Candidate, Say, Serve
@@ -25,7 +25,6 @@ from model_service.training.probes import Candidate, Say, Serve
 BUILD = "build"
 FEWEST_ORIGINS = 24  # of a backtest
 INPUTS = "inputs.npy"
-Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ def _recorded(contract: Contract, card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def newest_knowledge(connection: psycopg.Connection[Any]) -> datetime:
+def newest_knowledge(connection: Connection) -> datetime:
     """The end of the day on which the newest value held became known: the same data then give the same model."""
     newest = read.newest_known_from(connection)
     if newest is None:
