@@ -172,29 +172,31 @@ WHERE n.name = ANY(%(scope)s) AND NOT EXISTS (
 AND NOT EXISTS (SELECT FROM quarantine q WHERE q.load_id = %(load)s
                 AND coalesce(q.series, n.name) = n.name AND coalesce(q.valid_time, c.valid_time) = c.valid_time)
 """
-# Statements in force at one moment that differ from what is known there now: of several the first load's counts.
+# Statements in force at one moment that differ from what is known there now: of several the first load's counts, and
+# where that is this load nothing is missing.
 INSERT_LATE = """
 INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
-SELECT t.series_id, t.valid_time, t.known_from, m.late, CASE t.state WHEN 0 THEN t.value END, t.state
-FROM (SELECT DISTINCT ON (series_id, valid_time) * FROM stated WHERE known_from = %(known)s
+SELECT t.series_id, t.valid_time, %(known)s, m.late, CASE t.state WHEN 0 THEN t.value END, t.state
+FROM (SELECT DISTINCT ON (series_id, valid_time) * FROM (
+          SELECT series_id, valid_time, value, state, load_id, rank FROM stated WHERE known_from = %(known)s
+          UNION ALL SELECT series_id, valid_time, value, state, %(load)s, %(rank)s FROM stage
+          WHERE known_from = %(known)s) s
       ORDER BY series_id, valid_time, rank) t
-JOIN touched c ON c.series_id = t.series_id AND c.valid_time = t.valid_time AND c.since < t.known_from
+JOIN touched c ON c.series_id = t.series_id AND c.valid_time = t.valid_time AND c.since < %(known)s
 JOIN LATERAL (
     SELECT value, state FROM observation p WHERE p.series_id = t.series_id AND p.valid_time = t.valid_time
-    AND p.known_from <= t.known_from ORDER BY p.known_from DESC, p.load_id DESC LIMIT 1) h ON true
+    AND p.known_from <= %(known)s ORDER BY p.known_from DESC, p.load_id DESC LIMIT 1) h ON true
 JOIN (SELECT unnest(%(origins)s::bigint[]) AS origin, unnest(%(lates)s::bigint[]) AS late) m ON m.origin = t.load_id
-WHERE (h.state <> t.state OR t.state = 0 AND h.value <> t.value)
-AND (t.rank < %(rank)s OR NOT EXISTS (
-    SELECT FROM stage s WHERE s.series_id = t.series_id AND s.valid_time = t.valid_time
-    AND s.known_from = t.known_from))
+WHERE t.load_id <> %(load)s AND (h.state <> t.state OR t.state = 0 AND h.value <> t.value)
 """
 # Where a row was withdrawn, what was known before it is in force; so it changes with that.
 LATER = """
-SELECT known_from FROM stated WHERE known_from > %(since)s
-UNION
-SELECT known_from FROM observation o JOIN touched USING (series_id, valid_time)
-WHERE o.status = 'withdrawn' AND o.known_from > %(since)s
-ORDER BY 1
+SELECT known_from, bool_or(withdrawn) FROM (
+    SELECT DISTINCT known_from, false AS withdrawn FROM stated WHERE known_from > %(since)s
+    UNION ALL
+    SELECT DISTINCT known_from, true FROM observation o JOIN touched USING (series_id, valid_time)
+    WHERE o.status = 'withdrawn' AND o.known_from > %(since)s) s
+GROUP BY 1 ORDER BY 1
 """
 RESTORE = """
 INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state, status)

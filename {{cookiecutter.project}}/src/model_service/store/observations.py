@@ -209,10 +209,11 @@ class Landing:
         self._recall(since)
         origins = self.connection.execute("SELECT DISTINCT load_id FROM stated ORDER BY 1").fetchall()
         numbers = {origin: draw() for (origin,) in [*origins, (self.load_id,)]}
-        self.connection.execute("ANALYZE stated, touched")
-        for (known,) in self.connection.execute(sql.LATER, {"since": since}).fetchall():
+        self.connection.execute("CREATE INDEX ON touched (series_id, valid_time); ANALYZE touched")
+        for known, withdrawn in self.connection.execute(sql.LATER, {"since": since}).fetchall():
             self._do(sql.INSERT_LATE, known=known, origins=list(numbers), lates=list(numbers.values()))
-            self._do(sql.RESTORE, known=known, late=numbers[self.load_id])
+            if withdrawn:
+                self._do(sql.RESTORE, known=known, late=numbers[self.load_id])
         counted = "SELECT load_id, count(*) FROM observation WHERE load_id = ANY(%s) GROUP BY 1"
         counts = dict(self.connection.execute(counted, [list(numbers.values())]).fetchall())
         return {origin: (late, counts[late]) for origin, late in numbers.items() if late in counts}
@@ -254,6 +255,7 @@ class Landing:
             if said.complete:
                 self.connection.execute(sql.REMEMBER_ABSENT, asked)
             self.connection.execute("DROP TABLE again")
+        self.connection.execute("CREATE INDEX ON stated (known_from, series_id, valid_time, rank); ANALYZE stated")
 
     def _read(self, loads: list[Said], into: str) -> None:
         self.connection.execute(f"CREATE TEMP TABLE {into} (LIKE stage) ON COMMIT DROP")
