@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import Cell, Payload, Reject, Seen, SourceError, value_of
+from model_service.loader import VALUE, Cell, Payload, Reject, Seen, SourceError, value_of
 from model_service.loader.files import GZIP, PARQUET, Files, Format, fetch
 from model_service.mistakes import Section, nearest
 
@@ -159,7 +159,7 @@ def _line(
         if rule:
             yield Reject(name, line, _shown(text), rule, detail, valid_time)
         else:
-            yield Cell(name, valid_time, vintage, value, line)
+            yield Cell(name, valid_time, vintage, value, line, VALUE, text)
 
 
 def _records(text: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str] | None, str]]:

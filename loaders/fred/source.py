@@ -165,7 +165,7 @@ def _period(
             if rule:
                 yield Reject(name, line, raw[:SHOWN], rule, detail, valid_time)
             else:
-                yield Cell(name, valid_time, known, value, line, state)
+                yield Cell(name, valid_time, known, value, line, state, raw)
         if end < last and (after := f"{date.fromisoformat(end) + timedelta(days=1)}") not in starts:
             yield Cell(name, valid_time, periods.known_from(after, DAY), math.nan, line, DELETED)
 

@@ -150,10 +150,11 @@ def _cell(one: Message, options: Options, series: Mapping[str, Series], schemas:
         raise error if isinstance(error, Poison) else Poison("date", str(error), name) from None
     if one.value is None:
         return Cell(name, valid_time, known, math.nan, one.offset, DELETED)
-    value, state, rule, detail = value_of(_field(record, options.value), None)
+    raw = _field(record, options.value)
+    value, state, rule, detail = value_of(raw, None)
     if rule:
         raise Poison(rule, detail, name, valid_time)
-    return Cell(name, valid_time, known, value, one.offset, state)
+    return Cell(name, valid_time, known, value, one.offset, state, raw)
 
 
 def _record(value: bytes, options: Options, schemas: Mapping[str, Any]) -> Any:

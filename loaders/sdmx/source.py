@@ -225,7 +225,7 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
         if rule:
             yield Reject(name, line, raw, rule, detail, valid_time)
         else:
-            cells[known, number] = Cell(name, valid_time, known, value, line, state)
+            cells[known, number] = Cell(name, valid_time, known, value, line, state, raw)
     yield from cells.values()
 
 

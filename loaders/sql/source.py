@@ -280,7 +280,7 @@ def _cell(
         rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"
     if rule:
         return Reject(name, line, _raw(row), rule, detail, valid_time)
-    return Cell(name, valid_time, known, value, line, state)
+    return Cell(name, valid_time, known, value, line, state, row[options.value_column])
 
 
 def _moment(row: Mapping[str, Any], column: str, zone: tzinfo | None = None) -> datetime:

@@ -217,7 +217,7 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
             if rule:
                 yield Reject(name, line, json.dumps(row.get("value"))[:SHOWN], rule, detail, valid_time)
             else:
-                yield Cell(name, valid_time, payload.vintage, value, line, state)
+                yield Cell(name, valid_time, payload.vintage, value, line, state, row.get("value"))
 
 
 def _period(row: Row) -> str:

@@ -799,7 +799,7 @@ def test_a_parquet_file_is_kept_as_it_came_and_read_again_from_that(desk: Desk, 
     desk.path, desk.more, desk.rules = "*.parquet", DATED, "range = [0, 10]"
     (result,) = desk.load()
     assert desk.kept() == [(tmp_path / "2016-07-29.parquet").read_bytes()]
-    assert desk.rows("SELECT line, raw, rule FROM quarantine") == [(2, "20.0", "range")]
+    assert desk.rows("SELECT line, raw, rule FROM quarantine") == [(2, "20", "range")]
     (tmp_path / "2016-07-29.parquet").unlink()
     desk.rules = ""
     desk.again(result["load_id"], "retry", "the range was too small")

@@ -516,7 +516,7 @@ def test_a_bad_row_goes_to_quarantine_and_the_others_do_not(tmp_path: Path, bad:
     page["observations"][0] |= change
     found = parsed(json.dumps(page).encode(), tmp_path)
     assert [(one.line, one.rule) for one in found if isinstance(one, Reject)] == [(1, rule), (3, "duplicate")]
-    assert [one.value for one in found if isinstance(one, Cell)] == [16525.0]
+    assert [(one.value, one.raw) for one in found if isinstance(one, Cell)] == [(16525.0, "16525.0")]
 
 
 def test_what_goes_on_in_a_bad_row_has_not_ended(tmp_path: Path) -> None:

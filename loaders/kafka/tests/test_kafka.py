@@ -744,6 +744,7 @@ def test_times_are_numbers_or_text(tmp_path: Path, form: str) -> None:
     )
     (found,) = parsed(kept([Message(0, 1, 1, b"A", json.dumps({"d": given, "value": 1}).encode())]), tmp_path, options)
     assert isinstance(found, Cell)
+    assert str(found.raw) == "1"
     assert found.valid_time == datetime(2026, 1, 1, tzinfo=UTC)
 
 

@@ -603,8 +603,9 @@ WRITTEN: dict[str, tuple[contracts.Frequency, str]] = {
 @pytest.mark.parametrize("text", WRITTEN)
 def test_every_way_to_write_a_period(tmp_path: Path, text: str) -> None:
     frequency, first = WRITTEN[text]
-    (cell,) = parsed(f"KEY,TIME_PERIOD,OBS_VALUE\nF.K,{text},1\n".encode(), tmp_path, frequency)
+    (cell,) = parsed(f"KEY,TIME_PERIOD,OBS_VALUE\nF.K,{text},1.00\n".encode(), tmp_path, frequency)
     assert isinstance(cell, Cell)
+    assert cell.raw == "1.00"
     assert f"{cell.valid_time:%Y-%m-%d}" == first
 
 

@@ -772,6 +772,7 @@ def test_what_is_written_is_read_as_it_was(
             assert isinstance(one, Cell) and (one.state, math.isnan(one.value)) == (MISSING, True)
         elif isinstance(one, Cell):
             assert (one.known_from, one.value, one.state) == (known, float(value), 0)
+            assert str(one.raw) == str(value)
             assert math.copysign(1, one.value) == math.copysign(1, value)
         else:
             assert one.rule in {"finite", "number"}  # a signalling NaN is no number at all

@@ -90,7 +90,8 @@ class Payload:
 class Cell(NamedTuple):
     """One good cell. `valid_time` is the first instant of the period, `known_from` None the time of loading; UTC.
 
-    `value` is NaN where `state` is MISSING or DELETED (the provider says so: it is a cell, not a gap).
+    `value` is NaN where `state` is MISSING or DELETED (the provider says so: it is a cell, not a gap). `raw`: what the
+    provider wrote of it, for whom is told why it was refused; without, the number is shown.
     """
 
     series: str
@@ -99,6 +100,7 @@ class Cell(NamedTuple):
     value: float
     line: int
     state: int = VALUE
+    raw: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +117,25 @@ class Reject:
 
 def batches(
     records: Iterable[Cell | Reject], ids: Mapping[str, int], observed_at: datetime
-) -> Iterator[tuple[Cells, list[Reject]]]:
-    """The records by column, in their order; `observed_at` dates the cells that no vintage does."""
+) -> Iterator[tuple[Cells, list[Any], list[Reject]]]:
+    """The records by column and what each cell was, in their order; `observed_at` dates those that no vintage does."""
     default = microseconds(observed_at)
     rows: list[tuple[int, int, int, int, float, int]] = []
+    raws: list[Any] = []
     rejects: list[Reject] = []
     for record in records:
         if isinstance(record, Cell):
-            series, valid_time, known_from, value, line, state = record
+            series, valid_time, known_from, value, line, state, raw = record
             known = default if known_from is None else microseconds(known_from)
             rows.append((line, ids[series], microseconds(valid_time), known, value, state))
+            raws.append(raw)
         else:
             rejects.append(record)
         if len(rows) >= _BATCH or len(rejects) >= _BATCH:
-            yield np.array(rows, CELLS), rejects
-            rows, rejects = [], []
+            yield np.array(rows, CELLS), raws, rejects
+            rows, raws, rejects = [], [], []
     if rows or rejects:
-        yield np.array(rows, CELLS), rejects
+        yield np.array(rows, CELLS), raws, rejects
 
 
 def value_of(raw: Any, *missing: str | None) -> tuple[float, int, str, str]:

@@ -1,7 +1,7 @@
 """What a cell and a load must satisfy; what does not is quarantined, or blocks, marks or warns."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ Mask = npt.NDArray[np.bool_]
 DAY = 86_400_000_000
 TIMEOUT_SECONDS = 30.0  # of a check in SQL; then it counts as failed
 SHOWN = 3  # offending rows of it in the detail
+SHOWN_RAW = 1000  # characters of a refused cell
 
 # What was known at %(known)s. A condition on `series` goes down to the index: the name is among the distinct columns.
 LATEST = """
@@ -92,13 +93,22 @@ def sift(
     names = {number: name for name, number in ids.items()}
     declared = {number: series[name] for number, name in names.items() if name in series}
     rules = [_future(now), *_range(declared), *_allowed(declared)]
-    for cells, rejects in batches(records, ids, now):
+    for cells, raws, rejects in batches(records, ids, now):
+        good = np.ones(len(cells), bool)
         for rule in rules:
-            broken = rule.broken(cells)
-            if broken.any():
-                rejects = rejects + [_reject(one, names, rule) for one in cells[broken]]  # noqa: PLW2901
-                cells = cells[~broken]  # noqa: PLW2901
-        yield cells, rejects
+            broken = good & rule.broken(cells)
+            rejects += [_reject(cells[at], raws[at], names, rule) for at in np.flatnonzero(broken)]
+            good &= ~broken
+        yield cells if good.all() else cells[good], rejects
+
+
+def as_written(rejects: list[Reject], records: Iterable[Cell | Reject]) -> Iterator[Reject]:
+    """The same, each with what the provider wrote where the records say it."""
+    told = {(one.line, one.series): one.raw for one in rejects}
+    for one in records:
+        if isinstance(one, Cell) and one.raw is not None and (one.line, one.series) in told:
+            told[one.line, one.series] = str(one.raw)[:SHOWN_RAW]
+    yield from (replace(one, raw=told[one.line, one.series]) for one in rejects)
 
 
 def rules_of(series: Series) -> dict[str, Any]:
@@ -194,9 +204,10 @@ def _allowed(declared: Mapping[int, Series]) -> list[Rule]:
     return [Rule("allowed", broken, says)] if lists else []
 
 
-def _reject(cell: np.void, names: Mapping[int, str], rule: Rule) -> Reject:
+def _reject(cell: np.void, raw: Any, names: Mapping[int, str], rule: Rule) -> Reject:
     name, valid_time = names[int(cell["series_id"])], instant(int(cell["valid_time"]))
-    return Reject(name, int(cell["line"]), repr(float(cell["value"])), rule.name, rule.says(cell), valid_time)
+    text = str(float(cell["value"]) if raw is None else raw)[:SHOWN_RAW]
+    return Reject(name, int(cell["line"]), text, rule.name, rule.says(cell), valid_time)
 
 
 def _series(

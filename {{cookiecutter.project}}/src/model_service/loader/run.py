@@ -28,6 +28,7 @@ from model_service.store.observations import Batches, Landing, series_ids
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
+Records = Callable[[], Iterator[Cell | Reject]]  # reads a payload from its beginning
 
 
 def load(
@@ -167,7 +168,7 @@ class Run:
             started_at=started, observed_at=started, scope=list(payload.series or self.series),
             complete=payload.complete,
         )  # fmt: skip
-        found = self._commit(entry, self.source.parse(payload, self.options, self.series), payload=payload)
+        found = self._commit(entry, partial(self.source.parse, payload, self.options, self.series), payload=payload)
         if found["outcome"] == "loaded":
             self._remember(payload)
         return result | {"sha256": sha256} | found
@@ -193,12 +194,12 @@ class Run:
             complete=found["complete"] and kind == "correction", kind=kind, origin=found["load_id"], who=who(),
             reason=reason,
         )  # fmt: skip
-        return self._commit(entry, self.kept.records(found, wanted), taken.values())
+        return self._commit(entry, partial(self.kept.records, found, wanted), taken.values())
 
     def _commit(
         self,
         entry: ledger.Entry,
-        records: Iterator[Cell | Reject],
+        records: Records,
         taken: Collection[int] = (),
         payload: Payload | None = None,
     ) -> Result:
@@ -231,7 +232,7 @@ class Run:
         return self._report(load_id, entry, counts, status, results)
 
     def _land(
-        self, load_id: int, entry: ledger.Entry, records: Iterator[Cell | Reject]
+        self, load_id: int, entry: ledger.Entry, records: Records
     ) -> tuple[Landing, ledger.Counts, list[checks.Result]]:
         ids = series_ids(self.connection, self.dataset, self.series)
         file, rejected = entry.request["file"], 0
@@ -247,7 +248,7 @@ class Run:
 
         def cells() -> Batches:
             nonlocal rejected
-            for good, bad in checks.sift(records, ids, self.series, entry.observed_at):
+            for good, bad in checks.sift(records(), ids, self.series, entry.observed_at):
                 rejected += quarantine.keep(self.connection, load_id, file, bad)
                 yield good
 
@@ -257,6 +258,8 @@ class Run:
             Reject(name, line, value, "vintage_conflict", detail, valid_time)
             for line, name, valid_time, value, detail in landing.conflicts()
         ]
+        if conflicts:
+            conflicts = list(checks.as_written(conflicts, records()))
         quarantine.keep(self.connection, load_id, file, conflicts)
         landed = {name: landing.landed[name] for name in ("new", "changed", "same", "deleted", "vanished")}
         counts = ledger.Counts(landing.fetched + rejected, quarantined=rejected + len(conflicts), **landed)
