@@ -259,6 +259,9 @@ def test_what_a_replay_refuses_again_can_be_replayed_again(run: Run, desk: Desk)
     assert "1 new" in run("quarantine", "replay", "1", "--reason", "commas")[2]
     left = json.loads(run("quarantine", "list", "--open", "--json")[1])
     assert [(one["raw"], one["load_id"]) for one in left] == [("n/a", 2)]
+    code, _, messages = run("quarantine", "drop", "1", "2", "--reason", "theirs")
+    assert code == 2
+    assert re.search(r"\(1: replay by .+; 2: replay by .+, refused again and open as 3\)", messages)
     desk.more = 'missing = ["", "n/a"]'
     desk.contract(decimal=",")
     assert run("quarantine", "replay", "1", "--reason", "n/a is none")[0] == 0

@@ -7,6 +7,16 @@ from model_service.errors import ServiceError, UsageError
 from model_service.settings import who
 from model_service.store.connection import Connection
 
+# What was done about cells, None for nothing yet. A later reading of the same bytes may have refused one again.
+SETTLED = """
+SELECT q.quarantine_id, a.action || ' by ' || a.who || ' on ' || a.at::date || coalesce(', refused again and open as '
+    || (SELECT string_agg(n.quarantine_id::text, ', ' ORDER BY n.quarantine_id)
+        FROM quarantine n JOIN load later ON later.load_id = n.load_id AND later.origin = coalesce(l.origin, l.load_id)
+        WHERE n.quarantine_id > q.quarantine_id AND n.line = q.line AND coalesce(n.series = q.series, true)
+        AND NOT EXISTS (SELECT FROM quarantine_action b WHERE b.quarantine_id = n.quarantine_id)), '')
+FROM quarantine q JOIN load l USING (load_id) LEFT JOIN quarantine_action a USING (quarantine_id)
+WHERE q.quarantine_id = ANY(%s)
+"""
 Wanted = dict[tuple[int, str | None], int]  # (line, series or None for the whole line): quarantine_id
 
 
@@ -66,13 +76,7 @@ def settle(connection: Connection, numbers: Collection[int], action: str, load_i
 def drop(connection: Connection, numbers: Collection[int], reason: str) -> None:
     """Settles that these stay out for good; raises UsageError when one is unknown, or was settled before."""
     with connection.transaction():
-        held = dict(
-            connection.execute(
-                "SELECT quarantine_id, action || ' by ' || who || ' on ' || at::date FROM quarantine"
-                " LEFT JOIN quarantine_action USING (quarantine_id) WHERE quarantine_id = ANY(%s)",
-                [list(numbers)],
-            ).fetchall()
-        )
+        held = dict(connection.execute(SETTLED, [list(numbers)]).fetchall())
         if unknown := [str(one) for one in numbers if one not in held]:
             raise UsageError(f"nothing is in quarantine as {', '.join(unknown)}: see `quarantine list`")
         if done := [f"{one}: {held[one]}" for one in numbers if held[one]]:
