@@ -307,6 +307,17 @@ def test_what_the_data_do_not_allow_is_named_with_line_and_mend(
         run.possible(replace(table, contract=asked), path)
 
 
+def test_an_input_that_reaches_further_back_than_the_data_is_named_and_not_the_first_origin(table: Cases) -> None:
+    path = settings.root() / "service.toml"
+    line = next(number for number, one in enumerate(path.read_text().splitlines(), 1) if one.startswith("[[feature]]"))
+    first, *others = table.contract.feature
+    asked = table.contract.model_copy(update={"feature": (first.model_copy(update={"lags": (0, 5000)}), *others)})
+    far = cases(asked, table.rows, features.moment(int(table.origin[-1])))
+    says = r"\S+\.lag5000 needs the last 500\d values, which are there at 0 of"
+    with pytest.raises(ServiceError, match=rf"^service\.toml line {line}: feature\.0: {says}"):
+        run.possible(far, path)
+
+
 class Mean:
     """The least that one's own estimator can be: the mean change."""
 

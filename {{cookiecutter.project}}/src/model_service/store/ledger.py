@@ -232,11 +232,8 @@ def advance(connection: Connection, dataset: str, cursor: str, load_id: int, exp
 def name_data_version(connection: Connection) -> None:
     """Names the state that this commit makes current; by the lock, crossing commits see each other."""
     connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('data_version', 0))")
-    loads = dict(
-        connection.execute(
-            "SELECT dataset, max(load_id) FROM load WHERE status <> 'blocked' GROUP BY dataset"
-        ).fetchall()
-    )
+    newest = "SELECT dataset, max(load_id) FROM load WHERE status <> 'blocked' GROUP BY dataset"
+    loads = dict(connection.execute(newest).fetchall())
     connection.execute(
         "INSERT INTO data_version (version, loads) VALUES (%s, %s) ON CONFLICT DO NOTHING",
         [of_json(loads), json.dumps(loads)],

@@ -66,9 +66,7 @@ def migrate(url: str, contract: Contract) -> list[str]:
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             if path.name in done:
                 if done[path.name] != sha256:
-                    raise ServiceError(
-                        f"migration {path.name} was changed after it was applied: add a new file instead"
-                    )
+                    raise ServiceError(f"migration {path.name} was changed after it was applied: add a new one")
                 continue
             with connection.transaction():
                 connection.execute(path.read_bytes())

@@ -45,9 +45,8 @@ def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series
     ):
         declared = [dataset, series[name].frequency, series[name].unit]
         if held != declared:
-            raise ServiceError(
-                f"series {name} is held as {held}, service.toml says {declared}: give the new one a new name"
-            )
+            says = f"series {name} is held as {held}, service.toml says {declared}"
+            raise ServiceError(f"{says}: give the new one a new name")
         ids[name] = identity
     return ids
 
@@ -152,9 +151,7 @@ class Landing:
         lie = "SELECT count(*), min(known_from) FROM observation WHERE load_id = %s"
         found, self._since = self.connection.execute(lie, [self.load_id]).fetchone() or (0, None)
         if found != wanted:
-            raise ServiceError(
-                f"load {self.load_id}: {found} rows lie there, {wanted} were stored; nothing was committed"
-            )
+            raise ServiceError(f"load {self.load_id}: {found} rows lie there, not {wanted}; nothing was committed")
 
     def _find_held(self) -> tuple[int, int] | None:
         """First and last period of which anything is held; None where the cells may contradict what was said."""

@@ -35,11 +35,8 @@ def data_version(connection: Connection, version: str | None = None) -> DataVers
         [version],
     ).fetchone()
     if row is None:
-        detail = (
-            f"the data version {version!r} is not in this store"
-            if version is not None
-            else "nothing has been loaded yet"
-        )
+        asked = f"the data version {version!r} is not in this store"
+        detail = "nothing has been loaded yet" if version is None else asked
         raise UnknownDataVersion(f"{detail}: run `load`, or name a version that an earlier answer carried")
     return DataVersion(*row)
 

@@ -177,6 +177,15 @@ def possible(table: Cases, declared: Path) -> None:
     months = [f"{features.moment(int(origin)):%Y-%m-%d}" for origin in table.origin]
     ready, last = np.flatnonzero(table.complete), len(table.origin) - FEWEST_ORIGINS
     enough = int(ready[estimators.FEWEST_CASES - 1]) + 1 if ready.size >= estimators.FEWEST_CASES else last + 1
+    names = features.inputs(table.contract)
+    for number, one in enumerate(table.contract.feature if enough > last else ()):
+        made = table.inputs[:last, [names.index(name) for name in one.names]]
+        if (known := int((~np.isnan(made).any(axis=1)).sum())) < estimators.FEWEST_CASES <= last:
+            raise ServiceError(
+                f"{where(declared, 'feature', number)}: {one.names[-1]} needs the last {one.reach} values, which are"
+                f" there at {known} of {last} origins (at least {estimators.FEWEST_CASES}): shorten its lags, window or"
+                " span, leave it out, or load more"
+            )
     if not enough <= place <= last:
         mend = f"choose one from {months[enough]} to {months[last]}, or load more" if enough <= last else "load more"
         raise ServiceError(
