@@ -111,6 +111,15 @@ def test_what_must_not_know_of_time_series_does_not(default: BakedProject) -> No
     assert {name: known for name in timeless if (known := imported(code[name]) & OF_SERIES)} == {}
 
 
+def test_no_two_modules_import_each_other(default: BakedProject) -> None:
+    package = "src/model_service/"
+    code = {name.removeprefix(package): text.decode() for name, (text, _) in default.files().items() if package in name}
+    names = {path: re.sub(r"(/__init__)?\.py$", "", path).replace("/", ".") for path in code if path.endswith(".py")}
+    knows = {name: imported(code[path]) & set(names.values()) for path, name in names.items()}
+    assert {"loader.bucket", "loader.web"} <= knows["loader.files"]
+    assert [(one, other) for one in knows for other in knows[one] if one in knows[other]] == []
+
+
 def test_what_is_left_out_is_said_loudly(tmp_path: Path) -> None:
     """A run without Docker names the tests that need it, with the reason, before the runner's last line."""
     (tmp_path / "test_it.py").write_text("import pytest\n\n@pytest.mark.docker\ndef test_it() -> None: ...\n")

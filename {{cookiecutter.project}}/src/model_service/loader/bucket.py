@@ -1,7 +1,7 @@
 """Files in a bucket of S3 or of what speaks like it; where and as whom stands in the AWS_* variables."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -11,12 +11,14 @@ from obstore.exceptions import BaseError, NotModifiedError
 from obstore.store import S3Store
 
 from model_service.loader import SourceError
-from model_service.loader.files import Bring, folder, matcher
-from model_service.loader.web import Polite
+from model_service.loader.web import Bring, Polite
 
 
-def matching(place: str, options: Polite) -> dict[str, Bring]:
-    """The one object, or those that match of the ones that the bucket lists; raises SourceError when it does not."""
+def matching(place: str, options: Polite, begins: str, matches: Callable[[str], object]) -> dict[str, Bring]:
+    """The one object, or those that match of the ones that the bucket lists from `begins` on.
+
+    Raises SourceError when it does not.
+    """
     name, _, pattern = place.removeprefix("s3://").partition("/")
     with _refusals(place):
         bucket = S3Store(
@@ -30,9 +32,9 @@ def matching(place: str, options: Polite) -> dict[str, Bring]:
         )
         if "*" not in pattern:
             return {place: partial(_bring, bucket, place, pattern, "")}
-        matches = matcher(pattern)
-        listed = [one for page in bucket.list(folder(pattern)) for one in page if matches(one["path"])]
-    found = {f"s3://{name}/{one['path']}": one for one in listed}
+        pages = bucket.list(begins.removeprefix(f"s3://{name}/"))
+        listed = ((f"s3://{name}/{one['path']}", one) for page in pages for one in page)
+        found = {each: one for each, one in listed if matches(each)}
     return {each: partial(_bring, bucket, each, one["path"], one["e_tag"] or "") for each, one in found.items()}
 
 

@@ -17,14 +17,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from model_service import periods
 from model_service.errors import UsageError
 from model_service.loader import ALWAYS, Ask, Payload, SourceError
-from model_service.loader.web import Client, Polite, Web, address
+from model_service.loader.web import Bring, Client, Polite, Web, address
 from model_service.mistakes import Section
 
 GZIP, PARQUET, PLAIN = "application/gzip", "application/vnd.apache.parquet", "text/csv"
 MAGIC = {b"\x1f\x8b": GZIP, b"PAR1": PARQUET}  # what a file is, whatever its name says
 WEB = ("http://", "https://")
-# Brings a file, unless it looks as `mark` says: (how it looks, where it lies or None).
-Bring = Callable[[Path, str], tuple[str, Path | None]]
 
 
 def _listed(value: Any) -> Any:
@@ -94,7 +92,7 @@ def fetch(options: Files, ask: Ask) -> Iterator[Payload]:
         found: dict[str, Bring] = {}
         for place in options.path:
             if place.startswith("s3://"):
-                matching = _bucket().matching(place, options)
+                matching = _bucket().matching(place, options, folder(place), matcher(place))
             elif place.startswith(WEB):
                 matching = _web(place, options.index, client, to)
             else:

@@ -7,7 +7,7 @@ import mmap
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ PASSING = {429, 500, 502, 503, 504}  # what may be better in a while
 REST_SECONDS = 20.0  # after "too many requests", where the provider names no time
 PATIENCE_SECONDS = 120.0  # that a provider may ask for; a longer rest is not waited for, but said
 SECRET = 8  # characters of a login that is looked for in answers; a shorter one stands in many by chance
+# Brings a file, unless it looks as `mark` says: (how it looks, where it lies or None).
+Bring = Callable[[Path, str], tuple[str, Path | None]]
 _BACK_OFF = wait_random_exponential(multiplier=1, max=60)
 
 
