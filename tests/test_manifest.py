@@ -6,6 +6,8 @@ and those to take out. Then give tests/default_files.txt, which says what a user
 
 import itertools
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ def test_manifest_and_files_agree(tmp_path: Path) -> None:
     short = {name.removeprefix(f"{PROJECT}/") for name in missing}
     assert not missing, f"templates/manifest.json does not name:\n{lines(short)}"
     assert not gone, f"templates/manifest.json names, but there is not:\n{lines(gone)}"
+
+
+def test_the_default_description_fits_what_every_source_forecasts() -> None:
+    """Of the target it says what all of them do, as the comment beside the series and the horizons have it."""
+    for source in PROMPTS["source"]:
+        text = (ROOT / f"loaders/{source}/service.toml").read_text("utf-8")
+        target = tomllib.loads(text)["target"]
+        comment = re.search(rf"^\[series\.{target['series']}\] +# (.*)$", text, re.MULTILINE)
+        what, _, when = PROMPTS["description"].partition(", ")
+        assert comment and comment[1].split(", ")[0].capitalize() == what, source
+        assert [int(one) for one in re.findall(r"\d+", when)] == target["horizons"], source
 
 
 def test_every_choice_of_a_part_is_a_choice_of_the_prompt_and_back() -> None:
