@@ -74,9 +74,8 @@ def score(root: Path, connection: Connection) -> list[dict[str, Any]]:
     found = []
     for number, asks in RUBRIC.items():
         why = _missing(number, held["tests"], gate) if fresh else "no test was run on this code: run `make test`"
-        found.append(
-            {"number": number, "asks": asks, "points": int(not why), "why": why or "seen to hold and to break"}
-        )
+        says = why or "seen to hold and to break"
+        found.append({"number": number, "asks": asks, "points": int(not why), "why": says})
     return found
 
 

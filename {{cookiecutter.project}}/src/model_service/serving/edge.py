@@ -166,7 +166,8 @@ class Edge:
             log.exception("request failed")
         finally:
             self.door.leave()
-            self._record(scope, status, time.perf_counter_ns() - started)
+            route = str(getattr(scope.get("route"), "path", scope["path"] if status < 400 else "unmatched"))
+            self._requests.put(scope["method"], scope["path"], route, status, time.perf_counter_ns() - started)
             request_id.reset(token)
 
     @staticmethod
@@ -209,8 +210,3 @@ class Edge:
             raise Problem(413, f"the body is larger than {self.limit} bytes: send fewer instances at a time")
 
         return bounded
-
-    def _record(self, scope: Scope, status: int, nanoseconds: int) -> None:
-        path: str = scope["path"]
-        route = str(getattr(scope.get("route"), "path", path if status < 400 else "unmatched"))
-        self._requests.put(scope["method"], path, route, status, nanoseconds)

@@ -31,10 +31,7 @@ class Keys:
                     f"{FORM}: the key of {name} has fewer than {SHORTEST} characters: make it `openssl rand -hex 24`"
                 )
             self._digests[name] = hashlib.sha256(key.encode()).digest()
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._digests)
+        self.names = list(self._digests)
 
     def guards(self, path: str) -> bool:
         """Whether `path` asks for a key: probes, metrics and the pages about the interface never do."""

@@ -104,10 +104,8 @@ class Requests:
             if self._log.isEnabledFor(level):
                 path = path[:1000]
                 line = self._json.line(at, level, f"{method} {path} {status}", self._log.name, identifier)
-                line["http.request.method"] = method
-                line["url.path"] = path
-                line["http.response.status_code"] = status
-                line["event.duration"] = nanoseconds
+                line |= {"http.request.method": method, "url.path": path}
+                line |= {"http.response.status_code": status, "event.duration": nanoseconds}
                 lines.append(self._json.text(line))
         if lines:
             sys.stdout.write("\n".join(lines) + "\n")

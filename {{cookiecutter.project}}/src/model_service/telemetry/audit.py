@@ -1,5 +1,6 @@
 """The audit trail: one document per answer, shipped to Elasticsearch in bulk and never on the way of a request."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -70,11 +71,9 @@ class Audit:
             self._write()
 
     def _write(self) -> None:
-        while self._fresh:
-            try:
+        with contextlib.suppress(IndexError):  # another thread was faster
+            while self._fresh:
                 self._queued(*self._fresh.popleft())
-            except IndexError:  # another thread was faster
-                return
 
     def _queued(self, identifier: str, when: datetime, document: Mapping[str, Any]) -> None:
         body = encoded(document)

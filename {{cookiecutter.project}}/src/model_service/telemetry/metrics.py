@@ -91,9 +91,8 @@ class Metrics:
                 family.labels(name)  # a rate sees the first one only if there was a nought before it
         limit = Gauge("alert_limit", "Limits of [alerts] in service.toml, in base units", ["name"], registry=registry)
         limit.labels("data_age_seconds").set(alerts.data_late_days * 86_400)
-        limit.labels("error_ratio").set(alerts.error_ratio)
-        limit.labels("latency_seconds").set(alerts.latency_seconds)
-        limit.labels("live_rmse_ratio").set(alerts.live_rmse_ratio)
+        for name in ("error_ratio", "latency_seconds", "live_rmse_ratio"):
+            limit.labels(name).set(getattr(alerts, name))
 
     def of_slots(self, slots: Mapping[str, "Slots"]) -> None:
         """Gauges of what is in the making, read when they are scraped."""

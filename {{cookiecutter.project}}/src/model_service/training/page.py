@@ -44,9 +44,7 @@ def _text(value: Any) -> str:
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_text(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return "–" if value is None else str(value)
+    return ", ".join(map(_text, value)) if isinstance(value, list) else "–" if value is None else str(value)
 
 
 ENVIRONMENT = Environment(
@@ -69,7 +67,7 @@ def page(report: Report) -> str:
     legend's lines.
     """
     card, backtest, found = report["card"], report["backtest"], report.get("importance", {})
-    window = _window(report)
+    window = min(max(12, periods.season(card["target"]["frequency"])), len(backtest["origins"]))  # at least a year's
     longest = max([ratio - 1 for ratio in found.values()], default=0) or 1
     vintages = max(one["vintages"] for one in report["series"].values())
     optional = dict.fromkeys(("champion", "search", "live", "runs", "score"))
@@ -95,11 +93,6 @@ def _figures(card: Report, name: str, draw: Callable[[int, Axes], None], says: s
     drawn = np.unique(np.linspace(0, len(horizons) - 1, CHARTS).astype(int)).tolist()
     heads = {place: f"Horizon {horizons[place]}" for place in drawn}
     return [(head, _svg(f"{name}{place}", f"{head}: {says}", partial(draw, place))) for place, head in heads.items()]
-
-
-def _window(report: Report) -> int:
-    """Origins that an error over time is averaged over: a year's, at least twelve."""
-    return min(max(12, periods.season(report["card"]["target"]["frequency"])), len(report["backtest"]["origins"]))
 
 
 def _fan(made: Report, place: int, axes: Axes) -> None:

@@ -60,11 +60,12 @@ class Candidate:
 
 def rules(made: Candidate, serve: Serve, say: Say) -> list[Rule]:
     """What data, clocks and code decide alone. A graph of another signature than declared is asked nothing more."""
-    table = made.tested.table
-    found = [_signature(made), _size(made), _skew(table, serve), _fresh(table), _complete(made), _in_range(table),
-             _useless(made)]  # fmt: skip
+    table, size = made.tested.table, len(made.graph)
+    found = [_signature(made), _skew(table, serve), _fresh(table), _complete(made), _in_range(table), _useless(made)]
+    found.append(at_most("size", size, table.contract.gate.max_model_bytes, "bytes of the ONNX graph:"))
     if found[0].ok:
-        found += [_parity(made), _determinism(made), _leak(made, say), _perturbation(made), *_directions(made)]
+        differ = at_most("determinism", made.graph != made.again, 0, "bytes differ between two fits of the same data:")
+        found += [_parity(made), differ, _leak(made, say), _perturbation(made), *_directions(made)]
     return found
 
 
@@ -78,11 +79,6 @@ def _signature(made: Candidate) -> Rule:
     differ = len({*declared} ^ {*found})
     says = f"differences between the graph's inputs and outputs and the declared ones ({found}):"
     return at_most("signature", differ, 0, says if differ else "differences from the declared inputs and outputs:")
-
-
-def _size(made: Candidate) -> Rule:
-    limit = made.tested.table.contract.gate.max_model_bytes
-    return at_most("size", len(made.graph), limit, "bytes of the ONNX graph:")
 
 
 def _skew(table: Cases, serve: Serve) -> Rule:
@@ -170,10 +166,6 @@ def _parity(made: Candidate) -> Rule:
     table = made.tested.table
     off = serialize.parity(made.fitted, made.graph, table.inputs[table.complete], table.contract.train.seed)
     return at_most("onnx_parity", off, serialize.PARITY, "largest relative error of the ONNX graph")
-
-
-def _determinism(made: Candidate) -> Rule:
-    return at_most("determinism", int(made.graph != made.again), 0, "bytes differ between two fits of the same data:")
 
 
 def _leak(made: Candidate, say: Say) -> Rule:

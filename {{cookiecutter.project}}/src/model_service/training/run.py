@@ -78,15 +78,9 @@ def train(
     outcome = "blocked" if refused else "overruled" if waived else "passed"
     with connection.transaction():
         done = {} if refused else _register(contract, connection, root / BUILD / "model", files, why)
-        number = experiments.record(
-            connection,
-            outcome=outcome,
-            version=done.get("version"),
-            gate=[vars(rule) for rule in rules],
-            page=page,
-            seconds=time.monotonic() - began,
-            **_recorded(contract, made.card),
-        )
+        told = {"gate": [vars(rule) for rule in rules], "page": page, "seconds": time.monotonic() - began}
+        told |= _recorded(contract, made.card)
+        number = experiments.record(connection, outcome=outcome, version=done.get("version"), **told)
     if refused:
         raise Blocked(
             "\n".join(["the gate refused; nothing was registered (build/report.html has all figures):", *refused])

@@ -57,10 +57,8 @@ def choose(table: Cases, truth: Floats, say: Callable[[str], None] = lambda _: N
         say(f"search: {len(rung)} trials, best {candidates[alive[0]]} at {np.mean(losses[alive[0]]):.3f} of last value")
     if cut:
         say(f"search: stopped after train.search_seconds = {train.search_seconds:g}; goes on with the best so far")
-    tried = [
-        {"settings": settings, "years": len(of), "loss": float(np.mean(of)) if of else None}
-        for settings, of in zip(candidates, losses, strict=True)
-    ]
+    pairs = zip(candidates, losses, strict=True)
+    tried = [{"settings": one, "years": len(of), "loss": float(np.mean(of)) if of else None} for one, of in pairs]
     return Choice(candidates[alive[0]], tried, cut)
 
 
