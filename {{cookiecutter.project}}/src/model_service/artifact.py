@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ def _tensors(signature: Sequence[Any]) -> list[Tensor]:
         Tensor(one.name, DATATYPES[one.type], [size if isinstance(size, int) else -1 for size in one.shape])
         for one in signature
     ]
+
+
+def trained_at(card: Mapping[str, Any]) -> datetime:
+    """The as-of time of a card's training: of what became known later it holds nothing."""
+    return datetime.fromisoformat(card["trained_as_of"]["known_at"])
 
 
 def load(folder: Path) -> Model:

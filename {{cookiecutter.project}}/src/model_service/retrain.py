@@ -7,7 +7,7 @@ from datetime import datetime
 import numpy as np
 
 from model_service import features, forecasting, live, registry
-from model_service.artifact import Model
+from model_service.artifact import Model, trained_at
 from model_service.contract import Contract
 from model_service.errors import ServiceError
 from model_service.store import read
@@ -82,7 +82,7 @@ def _drift(contract: Contract, connection: Connection, model: Model, now: dateti
     Of a value drawn as the n in training were, that is 2 / (n + 1) (Wilks 1941, tolerance limits free of distribution).
     """
     held = forecasting.vintages(contract, connection, now, read.data_version(connection))
-    after, limit = datetime.fromisoformat(model.card["trained_as_of"]["known_at"]), contract.retrain.drift_share
+    after, limit = trained_at(model.card), contract.retrain.drift_share
     known = [held.at(min(day, now)) for day in held.days() if day > after]
     rows = np.array([one.row for one in known if one]).reshape(-1, len(model.inputs))
     low, high = np.array([model.card["input_range"][name] for name in model.inputs]).T

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from model_service.artifact import Model
+from model_service.artifact import Model, trained_at
 from model_service.contract import Alerts
 from model_service.freshness import Freshness
 
@@ -43,7 +43,7 @@ class Facts(Collector):
         trained = None
         if self.model:
             info.add_metric([self.model.version, self.model.digest], 1)
-            trained = datetime.fromisoformat(self.model.card["trained_as_of"]["known_at"])
+            trained = trained_at(self.model.card)
         yield info
         yield GaugeMetricFamily("model_age_seconds", "Since the newest knowledge it was trained on", _age(trained))
         newest = max((one.newest for one in self.fresh if one.newest), default=None)

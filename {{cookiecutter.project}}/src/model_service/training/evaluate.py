@@ -8,6 +8,7 @@ import numpy as np
 
 from model_service import features
 from model_service.arrays import Flags, Floats
+from model_service.artifact import trained_at
 from model_service.forecasting import loaded, stamp
 from model_service.registry import Registered
 from model_service.training import gate
@@ -128,7 +129,7 @@ def later_answers(tested: Backtest, champion: Registered) -> Floats:
     model = loaded(champion)
     made = np.full((len(tested.places), len(model.horizons)), np.nan)
     if set(model.inputs) <= set(names) and _same_target(tested, champion):
-        trained = features.microseconds(datetime.fromisoformat(model.card["trained_as_of"]["known_at"]))
+        trained = features.microseconds(trained_at(model.card))
         rows = table.inputs[tested.places][:, [names.index(name) for name in model.inputs]]
         later = (table.origin[tested.places] > trained) & ~np.isnan(rows).any(axis=1)
         if later.any():

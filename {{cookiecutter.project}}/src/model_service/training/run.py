@@ -85,13 +85,9 @@ def train(
         raise Blocked(
             "\n".join(["the gate refused; nothing was registered (build/report.html has all figures):", *refused])
         )
-    if champion and done["promoted"] and _newest(made.card) < _newest(json.loads(champion.files["card.json"])):
+    if champion and done["promoted"] and known_at < artifact.trained_at(json.loads(champion.files["card.json"])):
         say(f"it knows less than model {champion.version}, whose place it took: `rollback` takes that back")
     return done | {"run": number, "outcome": outcome}
-
-
-def _newest(card: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(card["trained_as_of"]["known_at"])
 
 
 def make(
