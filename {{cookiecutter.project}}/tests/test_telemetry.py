@@ -254,6 +254,11 @@ def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_telemetry_knows_nothing_of_what_serves() -> None:
+    code = (path.read_text("utf-8") for path in (ROOT / "src" / "model_service" / "telemetry").glob("*.py"))
+    assert "model_service.serving" not in "".join(code)
+
+
 def test_a_log_line_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:p%40ss@db/x")
     monkeypatch.setenv("PGPASSWORD", "0ther")

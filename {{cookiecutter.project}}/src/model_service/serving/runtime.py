@@ -42,7 +42,7 @@ class Runtime:
     """Made once per process; `start` and `stop` are called by whatever serves the app."""
 
     def __init__(self, contract: Contract, folder: Path) -> None:
-        self.contract = contract
+        self.contract, self._folder = contract, folder
         self.metrics = Metrics(contract.alerts)
         self.audit = Audit(os.environ.get("ELASTICSEARCH_URL"), self.metrics.audit)
         limits, unanswered = contract.serving, self.metrics.unanswered
@@ -53,10 +53,9 @@ class Runtime:
         patience, most = limits.timeout_seconds / 2, (limits.concurrency, limits.queue)
         self._slots = {kind: Slots(*most, patience, unanswered) for kind in ("database", "model")}
         self._own = Slots(2, 16, patience, unanswered)  # for what no caller waits for in line: readiness, the refresh
-        self.metrics.of_slots(self._slots)
-        self._folder = folder
-        image = {"digest": os.environ.get("IMAGE_DIGEST") or None}
-        self._head = {"service": {"name": contract.service.name}, "image": image}
+        self.metrics.of_slots({kind: partial(getattr, one) for kind, one in self._slots.items()})
+        image = os.environ.get("IMAGE_DIGEST") or None
+        self._head = {"service": {"name": contract.service.name}, "image": {"digest": image}}
         self.shadow = Shadow(folder / artifact.CHALLENGER, self.metrics.registry, self.audit, self._head, self._share)
         self._predictor: Predictor | None = None
         self._explainer: explain.Explainer | None = None

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -13,9 +13,6 @@ from prometheus_client.registry import Collector
 from model_service.artifact import Model, trained_at
 from model_service.contract import Alerts
 from model_service.freshness import Freshness
-
-if TYPE_CHECKING:
-    from model_service.serving.slots import Slots
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
@@ -94,12 +91,12 @@ class Metrics:
         for name in ("error_ratio", "latency_seconds", "live_rmse_ratio"):
             limit.labels(name).set(getattr(alerts, name))
 
-    def of_slots(self, slots: Mapping[str, "Slots"]) -> None:
-        """Gauges of what is in the making, read when they are scraped."""
+    def of_slots(self, slots: Mapping[str, Callable[[str], float]]) -> None:
+        """Gauges of what is in the making: by kind, what gives a figure by its name whenever it is scraped."""
         for name, says in (("busy", "Slots in use"), ("waiting", "Requests in line"), ("lost", "Threads given up")):
             gauge = Gauge(f"slots_{name}", says, ["kind"], registry=self.registry)
-            for kind, one in slots.items():
-                gauge.labels(kind).set_function(functools.partial(getattr, one, name))
+            for kind, figure in slots.items():
+                gauge.labels(kind).set_function(functools.partial(figure, name))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         bound = self._bound.get((method, route, status))
