@@ -130,6 +130,26 @@ def office(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Office:
     return made
 
 
+def test_horizons_that_service_toml_has_since_the_training_are_said_and_change_no_answer(
+    office: Office, run: Run
+) -> None:
+    asked = ("forecast", "--json", "--as-of", "2016-01-31")
+    code, before, said = run(*asked)
+    assert (code, said) == (0, "")
+    assert "ok    declaration: model 1 was trained for what service.toml says" in run("doctor")[1]
+    text = (office.root / "service.toml").read_text()
+    (office.root / "service.toml").write_text(text.replace("horizons = [1, 3]", "horizons = [12, 1]"))
+    says = (
+        "service.toml no longer fits model 1: horizons 1, 3 -> 1, 12 since it was trained; run `train`, or restore"
+        " service.toml\n"
+    )
+    assert run(*asked) == (0, before, says)
+    assert run("forecast", "--all", "--to", "csv", "--as-of", "2016-01-31")[2].endswith(says)
+    assert f"look  declaration: {says}" in run("doctor")[1]
+    office.contract = contracts.load(office.root / "service.toml")
+    assert office.reasons("2016-02-01") == {"declaration": True}
+
+
 def spread(centre: float, width: float) -> str:
     return json.dumps([{"level": 0.8, "lower": centre - width, "upper": centre + width}])
 
@@ -353,8 +373,9 @@ def test_all_past_answers_at_once_are_the_single_answers(run: Run, past: Office)
     assert "forecast 3/3 as-of times" in messages
     with connect(past.url) as connection:
         for row in rows:
-            body = forecasting.by_champion(
+            body = forecasting.answer(
                 past.contract,
+                forecasting.champion(connection),
                 connection,
                 datetime.fromisoformat(row["known_at"]),
                 row["data_version"],

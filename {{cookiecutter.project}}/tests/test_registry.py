@@ -369,9 +369,9 @@ def test_a_model_of_an_earlier_day_has_no_hindsight_and_is_rolled_back(
 ) -> None:
     registry.promote(loaded, waiting["version"], "promote", "as it was then")
     at = forecasting.parse_as_of("2016-07-01")
-    assert forecasting.by_champion(contract, loaded, at, None, [1])["hindsight"] is False
+    assert forecasting.answer(contract, forecasting.champion(loaded), loaded, at, None, [1])["hindsight"] is False
     assert registry.rollback(loaded, "too early") == trained["version"]
-    assert forecasting.by_champion(contract, loaded, at, None, [1])["hindsight"] is True
+    assert forecasting.answer(contract, forecasting.champion(loaded), loaded, at, None, [1])["hindsight"] is True
     row = loaded.execute("SELECT action, reason, previous FROM promotion ORDER BY promotion_id DESC LIMIT 1").fetchone()
     assert row == ("rollback", "too early", waiting["version"])
 

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from test_report import Seen
 from model_service import artifact, explain
 from model_service.contract import Contract
 from model_service.loader import run
-from model_service.serving import protocol
+from model_service.serving import protocol, runtime
+from model_service.serving.runtime import Runtime
 
 WAYS = ["given"] if os.environ.get("SERVICE_URL") else ["uvicorn", "bentoml"]
 LIMIT = 50_000
@@ -377,6 +379,39 @@ def test_a_model_corrupt_from_the_start_leaves_a_process_that_says_so(tmp_path: 
         problem(httpx.post(f"{server.url}/v1/predict", json={"instances": [made.instance]}), 503)
 
 
+def test_a_model_that_comes_late_is_told_of_once_it_answers(
+    tmp_path: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, honest, go_on = make_project(tmp_path), artifact.load, threading.Event()
+
+    def slow(folder: Path) -> artifact.Model:
+        go_on.wait(10)
+        return honest(folder)
+
+    async def late() -> Runtime:
+        state = Runtime(contract, made.root / "build" / "model")
+        await state.start()
+        assert state.metrics.facts.model is None
+        go_on.set()
+        while state._predictor is None:
+            await asyncio.sleep(0.01)
+        await state.stop()
+        return state
+
+    monkeypatch.setenv("DATABASE_URL", DEAD)
+    monkeypatch.setattr(runtime, "START_SECONDS", 0.1)
+    monkeypatch.setattr(artifact, "load", slow)
+    state = asyncio.run(late())
+    assert b'model_info{digest="' + state.model.digest.encode() in state.metrics.text()
+
+
+def test_a_version_that_cannot_be_read_leaves_a_process_that_says_so(tmp_path: Path) -> None:
+    made = make_project(tmp_path)
+    (made.root / "build" / "model" / artifact.REGISTRY).write_text("{", "utf-8")
+    with serve(made, "uvicorn") as server:
+        assert artifact.REGISTRY in problem(httpx.get(f"{server.url}/readyz"), 503)["detail"]
+
+
 @pytest.mark.ml_test("infra-6", sabotage=True)
 def test_golden_examples_that_do_not_come_out_are_not_ready(tmp_path: Path) -> None:
     made = make_project(tmp_path)
@@ -436,6 +471,34 @@ def test_forecasts_from_the_store(url: str, server: str, contract: Contract, tmp
         problem(client.get("/v1/forecast?as_of=2016-07-02"), 503)
         assert client.get(f"/v1/forecast?as_of=2016-07-01&data_version={version}").content == answer.content  # kept
         assert running.metrics()['degraded_total{reason="database_away"}'] == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says", "degraded"),
+    [
+        ("horizons = [1, 3, 6]", "horizons = [1]", "horizons 1, 3, 6 -> 1", None),
+        ('transform = "difference"', 'transform = "level"', "transform difference -> level", "inputs_failed"),
+    ],
+    ids=["horizons", "transform"],
+)
+def test_a_service_toml_that_the_model_was_not_trained_for_is_said_at_the_start(
+    url: str, contract: Contract, tmp_path: Path, old: str, new: str, says: str, degraded: str | None
+) -> None:
+    made = make_project(tmp_path)
+    run.load(contract, url, SAMPLE, lambda _: None)
+    declared = (made.root / "service.toml").read_text("utf-8")
+    target, end = declared.index("[target]"), declared.index("[[feature]]")
+    changed = declared[:target] + declared[target:end].replace(old, new) + declared[end:]
+    assert changed != declared
+    (made.root / "service.toml").write_text(changed, "utf-8")
+    with serve(made, "uvicorn", DATABASE_URL=url) as server:
+        said = [line["message"] for line in server.lines() if line["log.level"] == "warning"]
+        assert any(f"service.toml no longer fits model fake: {says} since it was trained" in one for one in said)
+        body = httpx.get(f"{server.url}/v1/forecast").json()
+        assert (body["degraded"] or {"reason": None})["reason"] == degraded
+        assert [part["horizon"] for part in body["forecasts"]] == made.horizons
+        explicit = httpx.get(f"{server.url}/v1/forecast?as_of=2016-07-01")
+        assert explicit.status_code == (503 if degraded else 200)
 
 
 def test_a_database_that_hangs_is_given_up(tmp_path: Path) -> None:

@@ -135,5 +135,8 @@ def load(folder: Path) -> Model:
     """Reads and verifies the model; raises ArtifactError."""
     files, _ = read(folder)
     registry = folder / REGISTRY
-    version = str(json.loads(registry.read_text())["version"]) if registry.is_file() else "unregistered"
+    try:
+        version = str(json.loads(registry.read_text())["version"]) if registry.is_file() else "unregistered"
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(f"model in {folder}: {REGISTRY} cannot be read; build the image again") from None
     return Model(files, version, folder)

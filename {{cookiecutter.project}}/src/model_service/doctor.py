@@ -1,9 +1,10 @@
 """Does what we hold still fit together: ledger and rows, checks, registry and what is built; and is it fresh."""
 
+import json
 from datetime import datetime
 from pathlib import Path
 
-from model_service import artifact, freshness, live, registry, settings
+from model_service import artifact, forecasting, freshness, live, registry, settings
 from model_service.contract import Contract
 from model_service.store.connection import Connection
 
@@ -21,7 +22,7 @@ def examine(contract: Contract, connection: Connection, now: datetime) -> list[F
         *_checks(contract, connection),
         *_fresh(contract, connection, now),
         *_chunks(connection),
-        _champion(connection),
+        *_champion(contract, connection),
         *_challenger(connection),
         *_waiting(contract, connection),
         *_live(contract, connection),
@@ -122,11 +123,13 @@ def _chunks(connection: Connection) -> list[Finding]:
     return [_finding("chunks", "look", says)]
 
 
-def _champion(connection: Connection) -> Finding:
+def _champion(contract: Contract, connection: Connection) -> list[Finding]:
     champion = registry.champion(connection)
     if champion is None:
-        return _finding("champion", "look", str(registry.NoModel()))
-    return _built("champion", champion, settings.model_folder())
+        return [_finding("champion", "look", str(registry.NoModel()))]
+    unlike = forecasting.unlike(contract, json.loads(champion.files["card.json"]), champion.version)
+    declared = _look("declaration", unlike, f"model {champion.version} was trained for what service.toml says")
+    return [_built("champion", champion, settings.model_folder()), declared]
 
 
 def _challenger(connection: Connection) -> list[Finding]:

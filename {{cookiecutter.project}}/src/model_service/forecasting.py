@@ -12,6 +12,7 @@ from model_service.arrays import Floats
 from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
+from model_service.experiments import change
 from model_service.store import read
 from model_service.store.connection import Connection
 
@@ -213,19 +214,24 @@ def _hindsight(model: Model, at: datetime) -> bool:
     return datetime.fromisoformat(model.card["inputs_known_until"]) > at
 
 
+def unlike(contract: Contract, card: dict[str, Any], version: object) -> str:
+    """What service.toml says now and the model of `card` was not trained for, in one line; or nothing."""
+    was = card["target"] | {"horizons": sorted(card["horizons"]), "inputs": card["inputs"]}
+    now = vars(contract.target) | {"horizons": sorted(contract.target.horizons), "inputs": features.inputs(contract)}
+    names = [name for name in ("series", "transform", "horizons", "inputs") if was.get(name) != now[name]]
+    says = "; ".join(f"{name} {change(was.get(name), now[name])}" for name in names)
+    mend = "since it was trained; run `train`, or restore service.toml"
+    return f"service.toml no longer fits model {version}: {says} {mend}" if says else ""
+
+
 def check_fit(contract: Contract, model: Model) -> None:
-    """Raises ServiceError when service.toml was changed since the model was trained: inputs would mean other things."""
-    target, made_for = contract.target, model.card["target"]
-    changed = {
-        "target": target.series != made_for["series"],
-        "transform": target.transform != made_for["transform"],
-        "inputs": features.inputs(contract) != model.inputs,
-    }
-    if any(changed.values()):
-        raise ServiceError(
-            f"service.toml no longer fits model {model.version}: {', '.join(name for name in changed if changed[name])}"
-            " changed since it was trained; run `train`, or restore service.toml"
-        )
+    """Raises ServiceError where inputs would mean other things than in training, or the answer another target.
+
+    Of other horizons there is nothing to raise: it is asked for its own, and these are what they were.
+    """
+    own = contract.target.model_copy(update={"horizons": model.horizons})
+    if says := unlike(contract.model_copy(update={"target": own}), model.card, model.version):
+        raise ServiceError(says)
 
 
 def trained(model: Model, horizons: list[int] | None) -> list[int]:
@@ -253,17 +259,6 @@ def _forecast(
             if one["horizon"] == horizon and np.isfinite(one["lower"])  # of too few errors there is none
         ],
     }
-
-
-def by_champion(
-    contract: Contract,
-    connection: Connection,
-    known_at: datetime | None,
-    data_version: str | None,
-    horizons: list[int] | None,
-) -> dict[str, Any]:
-    """`answer` with the registry's champion; raises registry.NoModel besides."""
-    return answer(contract, champion(connection), connection, known_at, data_version, horizons)
 
 
 def champion(connection: Connection) -> Model:

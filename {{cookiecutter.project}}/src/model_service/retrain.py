@@ -9,7 +9,6 @@ import numpy as np
 from model_service import features, forecasting, live, registry
 from model_service.artifact import Model, trained_at
 from model_service.contract import Contract
-from model_service.errors import ServiceError
 from model_service.store import read
 from model_service.store.connection import Connection
 
@@ -50,10 +49,8 @@ def reasons(contract: Contract, connection: Connection, now: datetime) -> list[R
     if found is None:
         return [Reason("champion", True, None, None, "there is none yet")]
     model = forecasting.loaded(found)
-    try:
-        forecasting.check_fit(contract, model)
-    except ServiceError as error:
-        return [Reason("declaration", True, None, None, str(error))]
+    if says := forecasting.unlike(contract, model.card, model.version):
+        return [Reason("declaration", True, None, None, says)]
     since, *run = connection.execute(LAST, [found.version]).fetchone() or (now, None, None)
     trained = [model.card["trained_as_of"]["known_at"], model.card["loads"]]
     pairs = [{"known_at": str(at), "loads": loads} for at, loads in (trained, run) if loads is not None]

@@ -9,7 +9,7 @@ import psycopg
 
 from model_service import forecasting, freshness, live, registry, settings
 from model_service.contract import Contract
-from model_service.errors import UsageError
+from model_service.errors import ServiceError, UsageError
 from model_service.serving.edge import Problem
 from model_service.serving.slots import Slots, Unable, bounded
 from model_service.store import connection as store
@@ -41,9 +41,12 @@ class Database:
                 return question(connection)
         except UsageError:
             raise Unable("database_not_configured") from None
-        except (psycopg.Error, store.DatabaseAway) as error:
-            log.warning("database: %s", error)
-            raise Unable("database_away") from None
+        except NO_DATA:
+            raise
+        except (psycopg.Error, ServiceError) as error:  # also of the inputs: one's own function, another service.toml
+            reason = "database_away" if isinstance(error, psycopg.Error | store.DatabaseAway) else "inputs_failed"
+            log.warning("%s: %s", reason, error)
+            raise Unable(reason) from None
 
     def seen(self, connection: store.Connection) -> dict[str, Any]:
         """What the metrics tell of model and data; a question."""

@@ -68,7 +68,8 @@ class Runtime:
         self.door.watch()
         try:
             await bounded(self._own, START_SECONDS, "model_timeout", self._load)
-            self.metrics.facts.model = self.model
+            if says := forecasting.unlike(self.contract, self.model.card, self.model.version):
+                log.warning(says)
             log.info("model %s answers; the report of its training is at /report", self.model.digest)
         except (ServiceError, Unable) as error:
             self._fault = str(error)
@@ -82,6 +83,7 @@ class Runtime:
     def _load(self) -> None:
         model, limits, slots = artifact.load(self._folder), self.contract.serving, self._slots["model"]
         self._predictor = Predictor(model, limits, slots, self._cache, self._share, self.door)
+        self.metrics.facts.model = model
         self.shadow.start(model)
 
     async def stop(self) -> None:

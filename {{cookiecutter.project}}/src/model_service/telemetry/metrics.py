@@ -17,8 +17,8 @@ from model_service.freshness import Freshness
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 REASONS = (
-    "database_away", "database_timeout", "database_not_configured", "no_data", "model_failed", "model_timeout",
-    "model_not_finite", "threads_lost", "timeout",
+    "database_away", "database_timeout", "database_not_configured", "no_data", "inputs_failed", "model_failed",
+    "model_timeout", "model_not_finite", "threads_lost", "timeout",
 )  # fmt: skip
 UNANSWERED = (*REASONS, "line_full", "line_slow", "stopping")
 OUTCOMES = ("stored", "duplicate", "rejected", "dropped")

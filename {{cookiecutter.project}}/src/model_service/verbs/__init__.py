@@ -18,8 +18,9 @@ T = TypeVar("T")
 
 
 def say(line: str) -> None:
-    """To people, on standard error; results go to standard output."""
-    print(line, file=sys.stderr, flush=True)
+    """To people, on standard error, unless there is nothing to say; results go to standard output."""
+    if line:
+        print(line, file=sys.stderr, flush=True)
 
 
 def declared() -> Contract:
@@ -51,7 +52,8 @@ def record_forecast(contract: Contract, url: str) -> None:
         if registry.champion(connection) is None:
             return say("no forecast yet: no model is champion")
         try:
-            registry.record(connection, [forecasting.by_champion(contract, connection, None, None, None)])
+            model = forecasting.champion(connection)
+            registry.record(connection, [forecasting.answer(contract, model, connection, None, None, None)])
         except ServiceError as error:
             say(f"no forecast yet: {error}")
     return None

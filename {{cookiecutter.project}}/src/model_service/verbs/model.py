@@ -159,11 +159,12 @@ def forecast(arguments: Namespace) -> None:
         return _forecast_all(arguments)
     role = "loader" if arguments.record else "reader"
     with database() as url, connect(url, role) as connection:  # type: ignore[arg-type]
-        body = forecasting.by_champion(
-            declared(), connection, arguments.as_of, arguments.data_version, arguments.horizon
-        )
+        contract, model = declared(), forecasting.champion(connection)
+        clocks = arguments.as_of, arguments.data_version
+        body = forecasting.answer(contract, model, connection, *clocks, arguments.horizon)
         if arguments.record:
             registry.record(connection, [body])
+    say(forecasting.unlike(contract, model.card, model.version))
     return put(arguments, body, forecasting.table(body))
 
 
@@ -185,6 +186,7 @@ def _forecast_all(arguments: Namespace) -> None:
     with database() as url, connect(url, "loader" if to == "table" else "reader") as connection:
         model = forecasting.champion(connection)
         made = list(batch.bodies(contract, model, connection, until, arguments.data_version, arguments.horizon, say))
+        say(forecasting.unlike(contract, model.card, model.version))
         if to == "table":
             count = registry.record(connection, [body for body, _ in made])
             return put(arguments, {"appended": count}, f"{count} forecasts appended")
