@@ -162,6 +162,12 @@ def test_every_rule_has_a_fault_that_it_was_seen_to_name(retrained: tuple[Candid
     assert named == {kind(name) for name in retrained[1]} | {"directions"}  # which the honest one does not declare
 
 
+def test_every_rule_is_known_by_name_or_form(retrained: tuple[Candidate, dict[str, Rule]]) -> None:
+    form = r"(slice_(level_(low|middle|high)|period[1-3])|rmse_ratio_h\d+|coverage_0\.\d+)"
+    plain = {name for name in retrained[1] if not re.fullmatch(form, name)}
+    assert plain | {"directions"} == gate.FIRM | gate.OTHER
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_first_model_too_slow_for_the_services_own_limit_is_blocked() -> None:
     second, made = faults.clean(SEED)

@@ -23,7 +23,7 @@ from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
 from model_service.store import migrate
 from model_service.store.connection import connect
-from model_service.training import reproduce, run
+from model_service.training import gate, reproduce, run
 from model_service.training.run import Candidate, Overruling
 
 Connection = psycopg.Connection[Any]
@@ -328,9 +328,27 @@ def test_only_the_rules_that_were_named_do_not_block(
     assert [rule["name"] for rule in experiments.runs(loaded)[0]["gate"] if rule["overruled"]] == refused[1][:1]
 
 
-def test_an_unknown_rule_is_refused_with_the_nearest(train_poor: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(UsageError, match="--overrule better_than_arr: .* did you mean 'better_than_ar'?"):
-        train_poor("better_than_arr")
+def test_an_unknown_rule_is_refused_with_the_nearest_a_slice_once_its_names_are_known(
+    train_poor: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="--overrule slice_level_hihg: .* did you mean 'slice_level_high'?"):
+        train_poor("slice_level_hihg")
+    monkeypatch.setattr(run, "candidate", lambda *_: pytest.fail("the backtest was run"))
+    for unknown, near in {"better_than_arr": "better_than_ar", "rmse_ratio_h7": "rmse_ratio_h"}.items():
+        with pytest.raises(UsageError, match=f"--overrule {unknown}: .* did you mean '{near}"):
+            train_poor(unknown)
+
+
+@pytest.mark.parametrize("rule", [*gate.OTHER, "rmse_ratio_h1", "coverage_0.8", "slice_period1"])
+def test_a_rule_that_there_may_be_is_not_refused_before_the_backtest(
+    rule: str, loaded: Connection, contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(*_: Any) -> None:
+        raise ServiceError("begun")
+
+    monkeypatch.setattr(run, "candidate", begun)
+    with pytest.raises(ServiceError, match="begun"):
+        run.make(contract, loaded, copied(tmp_path), run.newest_knowledge(loaded), print, None, Overruling((rule,)))
 
 
 @pytest.mark.parametrize("rule", ["leak", "determinism", "onnx_parity", "signature", "skew"])

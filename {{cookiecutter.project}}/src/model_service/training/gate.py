@@ -10,6 +10,9 @@ from model_service.contract import Gate
 
 DRAWS = 10_000
 FIRM = {"leak", "determinism", "onnx_parity", "signature", "skew"}  # nobody may overrule what makes the figures wrong
+OTHER = {"better_than_last_value", "better_than_seasonal", "better_than_ar", "evidence", "too_good", "champion",
+         "size", "fresh", "complete", "in_range", "useless", "perturbation", "directions", "latency", "change"
+         }  # beside one for each horizon, level and slice  # fmt: skip
 FEWEST_BLOCKS = 10  # of fewer, the bootstrap finds an advantage that is not there
 NOTHING = 1e-300  # a baseline without any error: the ratio to it is huge, but a number
 

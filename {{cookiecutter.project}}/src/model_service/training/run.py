@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from model_service.registry import Registered
 from model_service.store import read
 from model_service.store.connection import Connection
 from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, search, serialize
-from model_service.training.gate import FIRM, Rule
+from model_service.training.gate import FIRM, OTHER, Rule
 from model_service.training.probes import Candidate, Say, Serve
 
 BUILD = "build"
@@ -66,7 +67,9 @@ def train(
     with threadpool_limits(1):  # sums in another order are other bytes
         made = make(contract, connection, root, known_at, say, data_version, overruling)
         champion = registry.champion(connection)
-        rules = _overruled([*made.rules, *compared(made.candidate, champion)], overruling)
+        rules = [*made.rules, *compared(made.candidate, champion)]
+        _known(overruling.rules, [rule.name for rule in rules])
+        rules = [replace(rule, overruled=not rule.ok and rule.name in overruling.rules) for rule in rules]
         around = _around(contract, connection, root, made, champion)
         page = report.write(root / BUILD, report.body(made.card, made.candidate, rules, **around))
         for rule in rules:
@@ -102,6 +105,9 @@ def make(
     """A model by a pair of clocks, and how it did; nothing is written. Raises as `train` does, but not Blocked."""
     if firm := sorted(FIRM.intersection(overruling.rules)):
         raise UsageError(f"{', '.join(firm)}: nobody may overrule what makes the other figures wrong")
+    names = [*FIRM, *OTHER, *(f"coverage_{level}" for level in backtest.LEVELS)]
+    names += [f"rmse_ratio_h{horizon}" for horizon in contract.target.horizons]
+    _known([name for name in overruling.rules if not name.startswith("slice_")], names)  # slices come of the data
     with threadpool_limits(1):
         version = read.data_version(connection, data_version)
         known = forecasting.known_inputs(contract, connection, known_at, version)
@@ -130,11 +136,10 @@ def write(made: Made, folder: Path) -> str:
     return digest
 
 
-def _overruled(rules: list[Rule], overruling: Overruling) -> list[Rule]:
-    names = [rule.name for rule in rules]
-    if unknown := [name for name in overruling.rules if name not in names]:
+def _known(asked: Iterable[str], names: list[str]) -> None:
+    """Raises UsageError for a name that is none of a rule."""
+    if unknown := [name for name in asked if name not in names]:
         raise UsageError(f"--overrule {unknown[0]}: there is no such rule{nearest(unknown[0], names)}")
-    return [replace(rule, overruled=not rule.ok and rule.name in overruling.rules) for rule in rules]
 
 
 def candidate(table: Cases, say: Say) -> Candidate:
