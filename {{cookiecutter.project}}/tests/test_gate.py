@@ -14,7 +14,7 @@ from model_service import features
 from model_service.arrays import Floats
 from model_service.contract import Gate
 from model_service.registry import Registered
-from model_service.training import backtest, evaluate, gate, run
+from model_service.training import backtest, estimators, evaluate, gate, probes, run, search
 from model_service.training.gate import Rule
 from model_service.training.probes import Candidate
 
@@ -97,6 +97,23 @@ def test_a_champion_is_compared_where_it_has_forecasts() -> None:
     assert "not compared" in str(rule)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_figure_that_is_no_number_passes_no_limit(odd: float) -> None:
+    assert not gate.at_most("any", odd, 1.0, "").ok and not gate.at_least("any", odd, 1.0, "").ok
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_one_loss_that_is_no_number_blocks_every_rule_that_rests_on_it(odd: float) -> None:
+    made = losses(0.5)
+    made = replace(made, slices={"first": made.block < 5}, champion=made.model.copy())
+    names = {"better_than_last_value", "rmse_ratio_h1", "slice_first"}
+    rules = judged(made) | {"champion": gate.not_worse(made, 1.05, 0.05, 1)}
+    assert all(rules[name].ok for name in {*names, "champion"})
+    made.model[7, 0] = odd
+    rules = judged(made) | {"champion": gate.not_worse(made, 1.05, 0.05, 1)}
+    assert {name for name in {*names, "champion"} if rules[name].ok} == set()
+
+
 # ---- The whole gate, on a made-up world ----
 
 
@@ -152,6 +169,54 @@ def test_a_planted_fault_is_named(name: str, request: pytest.FixtureRequest) -> 
     if fault.rule != "leak":
         request.getfixturevalue("quick")
     assert fault.rule in blocked(fault.plant(SEED, fault.sizes[0]))
+
+
+def test_a_model_that_makes_no_forecast_where_it_is_hard_is_judged_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, world = estimators.Fitted.predict, faults.clean(SEED)[0]
+
+    def predict(self: estimators.Fitted, inputs: Floats) -> Floats:
+        return np.where(inputs[:, :1] > 10.2, np.nan, honest(self, inputs))
+
+    monkeypatch.setattr(estimators.Fitted, "predict", predict)
+    tested = backtest.run(w.cases(world.contract, world.rows, world.at))
+    rules = {rule.name: rule for rule in evaluate.rules(tested)}
+    assert {"better_than_last_value", "rmse_ratio_h1", "slice_level_high"} <= set(blocked(rules))
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_settings_whose_forecasts_are_no_numbers_are_not_chosen(odd: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, world = estimators.Fitted.predict, w.world(SEED, search=4)
+    monkeypatch.setattr(
+        estimators.Fitted, "predict", lambda self, rows: honest(self, rows) * (1 if self.settings else odd)
+    )
+    table = w.cases(world.contract, world.rows, world.at)
+    choice = search.choose(table, table.labels(int(table.origin[-1])))
+    assert choice.settings
+    assert all(np.isfinite(one["loss"]) for one in choice.tried)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_an_answer_or_an_input_that_is_no_number_is_named(
+    odd: float, retrained: tuple[Candidate, dict[str, Rule]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, honest, asked = retrained[0], probes._asked, estimators.Fitted.predict
+    table = made.tested.table
+    inputs = table.inputs.copy()
+    inputs[-1, 2] = odd
+    assert not probes._in_range(replace(table, inputs=inputs)).ok
+    feature = [one.model_copy(update={"direction": "up"}) for one in table.contract.feature[:2]]
+    names = features.inputs(table.contract)
+    place, limit = names.index(feature[1].names[0]), made.rows[:, names.index(feature[1].names[0])].max()
+    contract = table.contract.model_copy(update={"feature": (*feature, *table.contract.feature[2:])})
+    tested = replace(made.tested, table=replace(table, contract=contract))
+    far = lambda session, rows: np.where(rows[:, place, None] > limit, odd, honest(session, rows))  # noqa: E731
+    monkeypatch.setattr(probes, "_asked", far)
+    rules = [probes._perturbation(made), *probes._directions(replace(made, tested=tested))]
+    found = {rule.name: rule for rule in rules}
+    assert blocked(found) == ["perturbation", "directions"]
+    monkeypatch.setattr(estimators.Fitted, "predict", lambda self, rows: asked(self, rows) * odd)
+    importance, useless = probes.importance(made.tested, {})
+    assert set(useless) == set(importance)
 
 
 def test_every_rule_has_a_fault_that_it_was_seen_to_name(retrained: tuple[Candidate, dict[str, Rule]]) -> None:

@@ -42,8 +42,10 @@ class Backtest:
 
     @property
     def scored(self) -> Flags:
-        """The origins whose truth is known at every horizon and for which every forecast could be made."""
-        return np.asarray(~np.isnan([self.truth, self.forecast, *self.baseline.values()]).any(axis=(0, 2)))
+        """The origins whose truth is known at every horizon and for which every forecast could be made; a model that
+        makes none of complete inputs is judged there, too."""
+        known = ~np.isnan([self.truth, *self.baseline.values()]).any(axis=(0, 2))
+        return np.asarray(known & self.table.complete[self.places])
 
     def coverage(self) -> dict[str, list[float]]:
         """Share of truths inside the intervals, by level, one a horizon; 0 where no interval could be judged."""

@@ -82,7 +82,7 @@ def better_than(losses: Losses, baseline: str, limit: float, seed: int) -> Rule:
     scale = np.maximum(losses.baseline[baseline].mean(axis=0), NOTHING)
     difference = ((losses.baseline[baseline] - losses.model) / scale).mean(axis=1)
     means = resampled((difference - difference.mean())[:, None], losses.block, seed)
-    share = _share(means[:, 0] >= difference.mean())
+    share = _share(~(means[:, 0] < difference.mean()))
     return at_most(f"better_than_{baseline}", share, limit, f"p-value that it is no better than {baseline}:")
 
 
@@ -118,7 +118,7 @@ def not_worse(losses: Losses, limit: float, level: float, seed: int) -> Rule:
         return at_least("champion", blocks, 0, f"not compared: fewer than {FEWEST_BLOCKS} common blocks of cases,")
     both = np.concatenate([losses.model[rows][:, columns], losses.champion[rows][:, columns]], axis=1)
     own, other = np.hsplit(resampled(both, losses.block[rows], seed), 2)
-    share = _share((own / np.maximum(other, NOTHING)).mean(axis=1) > limit**2)
+    share = _share(~((own / np.maximum(other, NOTHING)).mean(axis=1) <= limit**2))
     return at_most("champion", share, level, f"p-value that its RMSE is above {limit:g} times the champion's:")
 
 
@@ -133,12 +133,13 @@ def resampled(values: Floats, block: Integers, seed: int) -> Floats:
 
 
 def _share(reached: Flags) -> float:
+    """Of the draws, those that speak against the model: all that do not speak for it, which NaN never does."""
     return float((1 + reached.sum()) / (1 + reached.size))
 
 
 def at_least(name: str, figure: float, limit: float, says: str) -> Rule:
-    return Rule(name, bool(figure >= limit), float(figure), limit, says, least=True)
+    return Rule(name, bool(limit <= figure < np.inf), float(figure), limit, says, least=True)
 
 
 def at_most(name: str, figure: float, limit: float, says: str) -> Rule:
-    return Rule(name, bool(figure <= limit), float(figure), limit, says)
+    return Rule(name, bool(-np.inf < figure <= limit), float(figure), limit, says)

@@ -122,7 +122,7 @@ def _in_range(table: Cases) -> Rule:
     beyond = np.maximum(low - newest, newest - high) / np.maximum(high - low, NOTHING)
     worst = int(beyond.argmax())
     says = f"newest {features.inputs(table.contract)[worst]} outside its range, relative to that range,"
-    return at_most("in_range", max(0.0, float(beyond[worst])), table.contract.gate.max_beyond_range, says)
+    return at_most("in_range", float(np.maximum(beyond[worst], 0)), table.contract.gate.max_beyond_range, says)
 
 
 def importance(tested: backtest.Backtest, settings: Settings) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -150,7 +150,7 @@ def importance(tested: backtest.Backtest, settings: Settings) -> tuple[dict[str,
         repeated[:, place] = np.tile(rows[:, place], SHUFFLES)
         more = ((((made - truth) ** 2).mean(axis=0) - plain) / scale).mean(axis=1)
         found[name] = 1 + float(more.mean())
-        if more.mean() <= NormalDist().inv_cdf(1 - table.contract.gate.level) * more.std() / np.sqrt(len(more)):
+        if not more.mean() > NormalDist().inv_cdf(1 - table.contract.gate.level) * more.std() / np.sqrt(len(more)):
             useless.append(name)
     return found, tuple(useless)
 
@@ -217,7 +217,7 @@ def _directions(made: Candidate) -> list[Rule]:
             wrong[feature.names[0]] = float(against.max())
     if not wrong:
         return []
-    worst = max(wrong, key=lambda name: wrong[name])
+    worst = list(wrong)[np.argmax(list(wrong.values()))]  # NaN is the worst
     limit = contract.gate.max_wrong_direction
     return [at_most("directions", wrong[worst], limit, f"share of the forecast's way against that of {worst}")]
 

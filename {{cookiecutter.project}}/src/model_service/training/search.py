@@ -17,6 +17,7 @@ from model_service.arrays import Floats, Integers
 from model_service.training import Cases, estimators
 from model_service.training.estimators import Settings
 
+WORST = 1e300  # a loss that comes last: NaN would stand wherever it was put
 RUNGS = (1, 1, 2)  # years that a candidate forecasts, newest first, before each halving
 
 
@@ -91,5 +92,6 @@ def _then(table: Cases, truth: Floats, case: int) -> Floats:
 def _loss(table: Cases, truth: Floats, year: Integers, settings: Settings) -> float:
     made = estimators.fit(table, _then(table, truth, int(year[0])), settings).predict(table.inputs[year])
     errors, naive = made - truth[year], table.anchor[year, None] - truth[year]
-    with np.errstate(over="ignore"):  # a target that stands still
-        return float(((errors**2).mean(axis=0) / np.maximum((naive**2).mean(axis=0), np.finfo(float).tiny)).mean())
+    with np.errstate(over="ignore", invalid="ignore"):  # a target that stands still; forecasts that are no numbers
+        loss = ((errors**2).mean(axis=0) / np.maximum((naive**2).mean(axis=0), np.finfo(float).tiny)).mean()
+    return float(np.nan_to_num(loss, nan=WORST, posinf=WORST))
