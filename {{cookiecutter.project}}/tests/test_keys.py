@@ -1,12 +1,16 @@
 """Who may ask: keys by name, several at once, counted, compared in constant time, and never told."""
 
 import hmac
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from serving import Project, Server, make_project, serve
+from serving import Project, Server, free_port, make_project, serve, started_by_the_image
 
 from model_service.errors import UsageError
 from model_service.serving.keys import Keys
@@ -84,6 +88,15 @@ def test_a_wrong_setting_is_named_without_its_keys(text: str, says: str) -> None
     with pytest.raises(UsageError, match=says) as caught:
         Keys(text)
     assert OLD not in str(caught.value) and NEW not in str(caught.value)
+
+
+def test_a_start_with_a_wrong_setting_ends_with_one_line_of_json(tmp_path: Path) -> None:
+    made = make_project(tmp_path)
+    env = os.environ | {"PYTHONPATH": str(made.root / "src"), "API_KEYS": "team-a=short"}
+    command = [sys.executable, "-m", *started_by_the_image(free_port())]
+    done = subprocess.run(command, cwd=made.root, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["message"].startswith("UsageError: API_KEYS is not NAME=KEY")
 
 
 def test_without_the_setting_anybody_may_ask(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Log lines, metrics against the alert rules, and the audit trail, away and against a real server."""
 
+import asyncio
 import base64
 import json
 import logging
@@ -11,6 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +29,8 @@ from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.loader import run
 from model_service.store.connection import connect
-from model_service.telemetry import Json, audit
+from model_service.telemetry import Json, Requests, audit
+from model_service.telemetry.metrics import Metrics
 
 RULES = ROOT / "ops" / "prometheus"
 NOW = datetime(2026, 3, 31, 23, 59, 59, tzinfo=UTC)
@@ -266,6 +269,39 @@ def test_a_log_line_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     line = json.loads(Json("svc").format(record))
     assert line["message"] == "no login with ***, *** or *** at db"
     assert line["log.level"] == "error" and line["service.name"] == "svc"
+
+
+@pytest.mark.parametrize(
+    ("password", "written"), [("20", "20"), ('a"b\\c', "a%22b%5Cc")], ids=["digits", "escaped in JSON"]
+)
+def test_whatever_the_password_is_a_line_stays_json_and_holds_none(
+    monkeypatch: pytest.MonkeyPatch, password: str, written: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{written}@db/x")
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, "no login with %s", (password,), None)
+    record.ecs, record.process = {"event.reason": f"by {password}", "event.count": 2020}, 2020
+    line = json.loads(Json("svc").format(record))
+    assert (line["message"], line["event.reason"], line["event.count"]) == ("no login with ***", "by ***", 2020)
+    assert datetime.fromisoformat(line["@timestamp"]).year >= 2026
+
+
+def test_a_log_that_takes_no_line_does_not_keep_the_metrics_from_being_read(
+    contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(contract.alerts)
+
+    async def answer() -> bytes:
+        Requests("svc", logging.getLogger(), metrics).put("GET", "/v1/x", "/v1/x", 200, 1000)
+        return metrics.text()
+
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    with Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        scraped = asyncio.run(answer())
+        patch.undo()
+        with suppress(OSError):
+            full.close()
+    assert b'http_requests_total{method="GET",route="/v1/x",status="200"} 1.0' in scraped
 
 
 def test_every_metric_of_a_rule_is_in_a_live_scrape(url: str, contract: Contract, tmp_path: Path) -> None:

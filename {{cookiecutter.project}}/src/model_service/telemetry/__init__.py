@@ -5,6 +5,7 @@ They go to stdout, one JSON object each, with the field names of the Elastic Com
 
 import asyncio
 import atexit
+import contextlib
 import json
 import logging
 import logging.config
@@ -43,7 +44,7 @@ class Json(logging.Formatter):
         super().__init__()
         self.service = service
         self.process = os.getpid()
-        self.secrets = _secrets()
+        self.secrets = {secret: json.dumps(secret, ensure_ascii=False)[1:-1] for secret in _secrets()}
 
     def format(self, record: logging.LogRecord) -> str:
         line = self.line(record.created, record.levelno, record.getMessage(), record.name, request_id.get())
@@ -69,9 +70,13 @@ class Json(logging.Formatter):
         return line
 
     def text(self, line: dict[str, Any]) -> str:
+        """As JSON; secrets are taken out of its texts alone: a number or a name that is alike is none."""
         text = encoded(line).decode()
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
+        for secret, written in self.secrets.items():
+            if written in text:
+                texts = {name: one for name, one in line.items() if isinstance(one, str) and name != "@timestamp"}
+                line |= {name: one.replace(secret, "***") for name, one in texts.items()}
+                text = encoded(line).decode()
         return text
 
 
@@ -108,8 +113,9 @@ class Requests:
                 line |= {"http.response.status_code": status, "event.duration": nanoseconds}
                 lines.append(self._json.text(line))
         if lines:
-            sys.stdout.write("\n".join(lines) + "\n")
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # of a full disk, say, metrics must still tell
+                sys.stdout.write("\n".join(lines) + "\n")
+                sys.stdout.flush()
 
 
 def configure(service: str) -> None:
@@ -133,6 +139,7 @@ def configure(service: str) -> None:
     }
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, _: logging.critical("%s: %s", kind.__name__, error, exc_info=error)
 
 
 def _secrets() -> list[str]:
