@@ -37,11 +37,14 @@ NOW = datetime(2026, 3, 31, 23, 59, 59, tzinfo=UTC)
 
 
 class Store(ThreadingHTTPServer):
-    """Stands in for Elasticsearch: answers each document by `verdict(id)`, and keeps those that it answers by 201."""
+    """Stands in for Elasticsearch: answers each document by `verdict(id)`, and keeps those that it answers by 201.
 
-    def __init__(self, verdict: Callable[[str], int]) -> None:
+    A request of more than `most` bytes is too large for what stands before it.
+    """
+
+    def __init__(self, verdict: Callable[[str], int], most: float = float("inf")) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.verdict = verdict
+        self.verdict, self.most = verdict, most
         self.asked: list[str] = []
         self.login: str | None = None
         self.kept: dict[str, dict[str, Any]] = {}
@@ -57,7 +60,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:  # noqa: N802
         self.server.login = self.headers["authorization"]
-        lines = self.rfile.read(int(self.headers["content-length"])).splitlines()
+        size = int(self.headers["content-length"])
+        lines = self.rfile.read(size).splitlines() if size <= self.server.most else []
         items = []
         for action, document in zip(lines[::2], lines[1::2], strict=True):
             identifier = json.loads(action)["create"]["_id"]
@@ -67,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.kept[identifier] = json.loads(document)
             items.append({"create": {"status": status}})
         body = json.dumps({"items": items}).encode()
-        self.send_response(200)
+        self.send_response(200 if lines else 413)
         for name, value in {"X-Elastic-Product": "Elasticsearch", "Content-Type": "application/json"}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
@@ -126,6 +130,12 @@ def test_the_id_depends_on_request_and_content_and_the_url_holds_the_login(quick
     assert store.login == "Basic " + base64.b64encode("me:sécret".encode()).decode()
     assert len(store.asked) == 3
     assert len(store.kept) == 2
+
+
+def test_a_document_too_large_to_be_taken_holds_up_no_other(quick: None, outcome: Counter) -> None:
+    store = Store(lambda _: 201, most=2000)
+    ship(store.url, outcome, [{"a": 1}, {"a": "x" * 3000}, *({"a": "y" * 600, "b": number} for number in range(8))])
+    assert count(outcome) == {"stored": 9, "rejected": 1}
 
 
 def test_an_absent_store_costs_documents_and_nothing_else(quick: None, outcome: Counter, monkeypatch: Any) -> None:

@@ -137,11 +137,19 @@ class Audit:
         return batch
 
     def _ship(self, client: "Elasticsearch", batch: list[Document]) -> list[int]:
-        """Sends the batch; returns one HTTP status per document."""
+        """Sends the batch, in halves where it is too large as a whole; returns one HTTP status per document."""
+        from elasticsearch import ApiError
+
         lines: list[Any] = []
         for index, identifier, body in batch:
             lines += [b'{"create":{"_index":"%s","_id":"%s"}}' % (index.encode(), identifier.encode()), body]
-        answer = client.bulk(operations=lines, filter_path="items.*.status,items.*.error.type")
+        try:
+            answer = client.bulk(operations=lines, filter_path="items.*.status,items.*.error.type")
+        except ApiError as error:
+            if error.status_code != 413:
+                raise
+            half = len(batch) // 2
+            return [*self._ship(client, batch[:half]), *self._ship(client, batch[half:])] if half else [413]
         return [item["create"]["status"] for item in answer["items"]]
 
     def _settle(self, batch: list[Document], statuses: list[int]) -> None:
