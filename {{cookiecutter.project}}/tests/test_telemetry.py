@@ -354,7 +354,9 @@ def test_the_rules_tests_can_fail(tmp_path: Path) -> None:
                      (" or vector(0)", ""), ('up{job="service"} == 1', 'up{job="service"}'),
                      ('"service"}) > 0', '"service"}) > 2'), ('conflict"}) > 0', 'conflict"}) > 3'),
                      ("> on () group_left", "< on () group_left"), ('"line_.*|threads_lost"', '"nothing"'),
-                     ('"line_.*|threads_lost"', '".*"')):  # fmt: skip
+                     ('"line_.*|threads_lost"', '".*"'), ("/infer", "/other"), ('"service"} == 0', '"service"} == 2'),
+                     ('"service"} == 0', '"service"} >= 0'), ('"dropped|rejected"', '"rejected"'),
+                     ('"dropped|rejected"', '".*"')):  # fmt: skip
         (folder / "rules.yml").write_text(text.replace(old, new), "utf-8")
         assert _promtool(folder)[0] == 1, old
 
