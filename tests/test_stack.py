@@ -496,21 +496,35 @@ def test_a_good_image_is_rolled_out_without_a_failed_request(stack: Stack, up: A
     assert stack.model()["image_digest"] == docker("image", "inspect", "-f", "{{.Id}}", new).strip()
 
 
+ENDS = 'CMD ["python", "-c", "raise SystemExit(\'no such thing\')"]'
+SECOND_ENDS = (
+    'CMD ["sh", "-c", "sleep 1; [ $(getent ahostsv4 service | grep -c STREAM) -le 3 ] &&'
+    ' exec python -m uvicorn model_service.serving.app:app --host 0.0.0.0 --port 3000"]'
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "line", "says"),
+    ("name", "verb", "line", "says"),
     [
-        ("never-ready", "ENV MODEL_DIR=/nowhere", "it was not ready within 8 s"),
-        ("ends", 'CMD ["python", "-c", "raise SystemExit(\'no such thing\')"]', "it ended by itself"),
+        ("never-ready", "deploy", "ENV MODEL_DIR=/nowhere", "it was not ready within 8 s"),
+        ("ends", "deploy", ENDS, "it ended by itself"),
+        ("second-ends", "up", SECOND_ENDS, "it ended by itself"),
     ],
 )
-def test_a_bad_image_is_undone_without_a_failed_request(stack: Stack, up: Any, name: str, line: str, says: str) -> None:
+def test_a_bad_image_is_undone_without_a_failed_request(
+    stack: Stack, up: Any, name: str, verb: str, line: str, says: str
+) -> None:
     served, ids = stack.images_served(), sorted(stack.ids())
+    env = {"DEPLOY_HOST": "local", "SERVICE_IMAGE": stack.derive(name, line)}
+    if name == "never-ready":
+        env["READY_SECONDS"] = "8"
     with callers(stack.url):
-        done = stack.deploy(stack.derive(name, line), check=False, READY_SECONDS="8")
+        done = stack.project.make(verb, check=False, env=env)
     assert done.returncode != 0
     assert says in done.stderr
     assert "the end of its log:" in done.stderr
     assert f"undone: {served.pop()} serves" in done.stderr
+    assert done.stderr.count(f"{verb}: replica ") == (3 if name == "second-ends" else 2)
     assert sorted(stack.ids("service", "--all")) == ids
     assert docker("ps", "-aq", f"--filter=name={stack.name}-rollout") == ""
 

@@ -4,8 +4,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$(mktemp -d)
 trap 'finish' EXIT
-locked=
-finish() { rm -rf "$work"; [ -z "$locked" ] || docker rm --force "$locked" >/dev/null 2>&1 || true; }
+trap 'exit 130' INT TERM
+exec 3>&2
+locked='' before=''
+finish() {
+  trap '' INT TERM                      # one is enough: what follows must not be cut
+  exec 2>&3                             # it may come while a function is called with its errors put elsewhere
+  [ -z "$before" ] || undo || true
+  [ -z "$locked" ] || docker rm --force "$locked" >/dev/null 2>&1 || true
+  rm -rf "$work"
+}
 verb=$(basename "$0" .sh)
 say() { printf '%s: %s\n' "$verb" "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -124,6 +132,7 @@ prepare() {
   say "data"
   once loader || fail "the load failed; the replicas were not touched"
   say "the image's model into the registry, and its forecast"
+  before=$(replicas)
   adopt || fail "the image's model could not be imported; the replicas were not touched"
 }
 # Roles and logins, with the passwords of the database's environment: so .env stays the truth.
@@ -163,9 +172,7 @@ start() {
     once service python -m model_service telemetry install || fail "Elasticsearch does not take the index template" ;;
   esac
   say "replicas and balancer"
-  if [ -n "$(replicas)" ]; then
-    roll "$SERVICE_IMAGE" || fail "the replicas that ran before go on as they were"
-  fi
+  [ -z "$before" ] || roll
   compose up --detach --build --remove-orphans >"$work/log" 2>&1 || fail "the stack does not start: $(tail -n 3 "$work/log")"
   for id in $(replicas --all); do
     wait_ready "$id" || { last_words "$id"; return 1; }
@@ -228,29 +235,42 @@ last_words() {
 
 remove() { docker stop "$1" >/dev/null && docker rm --force "$1" >/dev/null; }
 
-# as_wanted CONTAINER [as-it-is]: it is of $SERVICE_IMAGE, and has the settings that it would be started with now.
-as_wanted() {
-  [ "$(docker inspect -f '{{.Config.Image}}' "$1")" = "$SERVICE_IMAGE" ] || return 1
-  [ -n "${2:-}" ] || [ "$(docker inspect -f '{{index .Config.Labels "com.docker.compose.config-hash"}}' "$1")" = "$(compose config --hash service | cut -d ' ' -f 2)" ]
+# One more replica, ready.
+another() {
+  local new
+  compose up --detach --no-deps --no-recreate --scale "service=$(($(replicas | wc -l) + 1))" service >"$work/log" 2>&1 ||
+    { say "a replica cannot be started: $(tail -n 1 "$work/log")"; return 1; }
+  new=$(replicas --latest)
+  say "replica ${new:0:12} on $SERVICE_IMAGE"
+  wait_ready "$new" || { last_words "$new"; return 1; }
 }
 
-# roll IMAGE [as-it-is]: both replicas on that image, with the settings of now (or whatever those have that are on it), one after the other.
-# Fails with the last new one removed and the others as they were.
+# roll: both replicas on $SERVICE_IMAGE with the settings of now, beside the old ones, which leave only when both are ready. Whatever ends it
+# before that leaves the old ones alone, see `undo`.
 roll() {
-  local id new old='' good=0
-  SERVICE_IMAGE=$1 IMAGE_DIGEST=$(digest_of "$1")
+  local id wanted good=0 old=''
   for id in $(replicas --all --filter status=exited --filter status=created --filter status=dead); do remove "$id"; done
-  for id in $(replicas); do if as_wanted "$id" "${2:-}"; then good=$((good + 1)); else old="$old $id"; fi; done
-  # shellcheck disable=SC2086  # ids, to be split
-  set -- $old
-  while [ $good -lt 2 ]; do
-    compose up --detach --no-deps --no-recreate --scale "service=$(($(replicas | wc -l) + 1))" service >"$work/log" 2>&1 ||
-      { say "a replica cannot be started: $(tail -n 1 "$work/log")"; return 1; }
-    new=$(replicas --latest)
-    say "replica ${new:0:12} on $SERVICE_IMAGE"
-    wait_ready "$new" || { last_words "$new"; remove "$new"; return 1; }
-    good=$((good + 1))
-    [ $# -eq 0 ] || { remove "$1"; shift; }
+  wanted=$(compose config --hash service | cut -d ' ' -f 2)
+  for id in $before; do
+    if [ "$(docker inspect -f '{{index .Config.Labels "com.docker.compose.config-hash"}}' "$id")" = "$wanted" ]; then good=$((good + 1)); else old="$old $id"; fi
   done
-  for id in "$@"; do remove "$id"; done
+  while [ $good -lt 2 ]; do
+    another || exit 1
+    good=$((good + 1))
+  done
+  before=
+  for id in $old; do remove "$id"; done
+}
+undo() {
+  local id
+  # shellcheck disable=SC2086  # ids, to be split; the oldest comes last
+  SERVICE_IMAGE=$(docker inspect -f '{{.Config.Image}}' $before | tail -n 1)
+  say "back to $SERVICE_IMAGE"
+  for id in $(replicas --all); do
+    case $before in *$id*) continue ;; esac
+    ! ask "$id" http://127.0.0.1:3000/readyz >/dev/null 2>&1 || docker stop "$id" >/dev/null  # drained; nobody asks one that is not ready
+    docker rm --force "$id" >/dev/null
+  done
+  adopt || say "the registry may name the new image's model as champion: run it again"
+  say "undone: $SERVICE_IMAGE serves, by the replicas of before"
 }

@@ -2,7 +2,7 @@
 # up: starts the whole stack with the images of the last `make image`; may be repeated. COMPOSE_PROFILES=watch adds Prometheus and Elasticsearch.
 # down: stops and removes it; the database's volume stays, and .env with its passwords.
 # deploy: rolls the image out to DEPLOY_HOST: `local` (this machine's engine), ssh://user@host or user@host. Migrations and the model first, then
-# one replica after the other: a new one beside, ready, then an old one goes. If a new one never gets ready, the old image serves again: exit 1.
+# new replicas beside the old ones, which go when all new ones are ready. If one never gets ready, only the old ones stay: exit 1.
 # A running database and balancer are left as they are; `make up` on the target changes those.
 # DEPLOY_KEY and DEPLOY_KNOWN_HOSTS: what a pipeline that has no ssh configuration of its own gives.
 . "$(dirname "$0")/lib.sh"
@@ -58,26 +58,19 @@ verify() {
 }
 
 deploy() {
-  local before was
   images
   passwords
   settings
   lock
-  before=$(replicas --latest)
-  if [ -z "$before" ]; then
+  if [ -z "$(replicas)" ]; then
     say "first deployment"
     port_free
     start || { compose rm --stop --force service >/dev/null; fail "the first deployment never got ready; its replicas are removed"; }
   else
-    was=$(docker inspect -f '{{.Config.Image}}' "$before")
     # shellcheck disable=SC2034  # prepare reads it
     database=--no-recreate
     prepare
-    if ! roll "$SERVICE_IMAGE"; then
-      say "back to $was"
-      if ! roll "$was" as-it-is || ! adopt; then fail "and the old image does not come back either: look at the target"; fi
-      fail "undone: $was serves"
-    fi
+    roll
     follow
   fi
   verify
