@@ -200,6 +200,9 @@ def callers(url: str, headers: dict[str, str] | None = None) -> Iterator[list[in
 def up(stack: Stack) -> Any:
     """`make up`: what it printed, and the command lines seen meanwhile."""
     assert not stack.project.has_file(".env")
+    (stack.project.path / ".env").write_text(
+        "LOG_LEVEL='info'\r\nREADY_SECONDS=\"60\"", "utf-8"
+    )  # as some editors leave it
     with command_lines() as seen:
         done = stack.project.make("up")
     return done, seen
@@ -452,18 +455,25 @@ def test_callers_from_elsewhere_show_a_certificate(stack: Stack, up: Any, certif
         stack.project.make("up")
 
 
-def test_a_taken_port_is_named_before_anything_starts(stack: Stack) -> None:
+def test_a_wrong_setting_is_named_before_anything_starts(stack: Stack) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = str(listener.getsockname()[1])
-        done = stack.project.make(
-            "up", check=False, env={"COMPOSE_PROJECT_NAME": f"{stack.name}x", "BALANCER_PORT": port}
-        )
-    assert done.returncode != 0
-    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
-    assert "BALANCER_PORT=" in done.stderr
-    assert docker("ps", "-aq", f"--filter=name={stack.name}x") == ""
+        name = f"{stack.name}x"
+        for key, value, says in [
+            ("BALANCER_PORT", port, f"port {port} on 127.0.0.1 is taken: .*BALANCER_PORT="),
+            ("BALANCER_PORT", "abc", "BALANCER_PORT is 'abc': give a number"),
+            ("COMPOSE_PROFILES", "wach", "COMPOSE_PROFILES names 'wach': give watch"),
+            ("TLS_DIR", "/nowhere", "the balancer would not start with .*TLS_DIR=/nowhere; nothing was touched"),
+        ]:
+            env = {"COMPOSE_PROJECT_NAME": name, "BALANCER_PORT": str(free_port()), key: value}
+            done = stack.project.make("up", check=False, env=env)
+            assert done.returncode != 0
+            assert re.search(f"(?m)^up: {says}", done.stderr), done.stderr
+            assert docker("ps", "-aq", f"--filter=name={name}") == ""
+    assert not Path("/nowhere").exists()
+    stack.project.make("down", env={"COMPOSE_PROJECT_NAME": name})
 
 
 def test_without_an_image_up_says_what_to_do(stack: Stack) -> None:

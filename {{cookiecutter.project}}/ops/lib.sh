@@ -19,8 +19,10 @@ say() { printf '%s: %s\n' "$verb" "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 if [ -f .env ]; then                    # what the environment leaves open
-  while IFS='=' read -r key value; do
-    case $key in '' | *[!A-Za-z0-9_]*) continue ;; esac
+  while IFS='=' read -r key value || [ -n "$key" ]; do
+    case $key in '' | '#'* | $'\r') continue ;; *[!A-Za-z0-9_]*) fail ".env: a line begins with '$key': write NAME=value, without spaces or 'export'" ;; esac
+    value=${value%$'\r'}
+    case $value in '"'*'"' | "'"*"'") value=${value#?} value=${value%?} ;; esac
     [ -n "${!key+set}" ] || export "$key=$value"
   done <.env
 fi
@@ -51,7 +53,7 @@ need_docker() {
   command -v docker >/dev/null 2>&1 ||
     fail "needs Docker: there is no command 'docker'. Install Docker Engine or Docker Desktop; load, train, build and serve work without it"
   docker version --format '{{.Server.Version}}' >/dev/null 2>"$work/error" ||
-    fail "needs Docker: its engine does not answer: $(tail -n 1 "$work/error")"
+    fail "needs Docker: its engine${DOCKER_HOST:+ at $DOCKER_HOST} does not answer: $(grep . "$work/error" | tail -n 1)"
   docker compose version >/dev/null 2>&1 || fail "needs Docker: its compose plugin is not there: install docker-compose-plugin"
 }
 
@@ -82,6 +84,7 @@ passwords() {
     [ -n "$value" ] || value=${!key:-}
     if [ -z "$value" ]; then
       value=$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')
+      [ ! -s .env ] || [ -z "$(tail -c 1 .env)" ] || echo >>.env
       (umask 077 && echo "$key=$value" >>.env)
     fi
     export "$key=$value"
@@ -104,6 +107,9 @@ settings() {
       [ -z "$(containers "${part%:*}")" ] || export COMPOSE_PROFILES="${COMPOSE_PROFILES:+$COMPOSE_PROFILES,}${part#*:}"
     done
   fi
+  for part in $(echo "${COMPOSE_PROFILES:-}" | tr , ' '); do
+    case $part in watch | kibana | follow | none) ;; *) fail "COMPOSE_PROFILES names '$part': give watch, kibana, follow, with commas between, or none" ;; esac
+  done
   case ,${COMPOSE_PROFILES:-}, in *,watch,*) export ELASTICSEARCH_URL=http://elasticsearch:9200 ;; esac
   for key in API_KEYS ELASTICSEARCH_URL LOG_LEVEL COMPOSE_PROFILES; do  # to compose, empty is not the same as unset
     case ${!key:-} in '' | none) unset "$key" ;; esac
@@ -165,6 +171,8 @@ adopt() {
 # Everything, from nothing or from whatever runs.
 start() {
   local id
+  { compose build balancer && once balancer haproxy -c -f /usr/local/etc/haproxy/haproxy.cfg; } >"$work/log" 2>&1 ||
+    fail "the balancer would not start with ops/haproxy.cfg${TLS_DIR:+ and TLS_DIR=$TLS_DIR}; nothing was touched: $(tail -n 3 "$work/log")"
   prepare
   case ,${COMPOSE_PROFILES:-}, in *,watch,*)
     say "telemetry"
@@ -180,10 +188,11 @@ start() {
 }
 
 port_free() {
+  { [ "$BALANCER_PORT" -gt 0 ] && [ "$BALANCER_PORT" -lt 65536 ]; } 2>/dev/null || fail "BALANCER_PORT is '$BALANCER_PORT': give a number from 1 to 65535"
   case ${DOCKER_HOST:-unix:} in unix:*) ;; *) return ;; esac
   local balancer
   balancer=$(containers balancer)
-  [ -n "$balancer" ] && docker port "$balancer" 8080 | grep -q ":$BALANCER_PORT\$" && return
+  [ -n "$balancer" ] && docker port "$balancer" 8080 2>/dev/null | grep -q ":$BALANCER_PORT\$" && return
   ! (exec 3<>"/dev/tcp/127.0.0.1/$BALANCER_PORT") 2>/dev/null ||
     fail "port $BALANCER_PORT on 127.0.0.1 is taken: stop what listens there, or name another one: BALANCER_PORT=8081"
 }
