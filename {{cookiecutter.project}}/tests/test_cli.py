@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT, Run
 
 from model_service import contract as contracts
+from model_service.errors import ServiceError
 from model_service.loader import sources
+from model_service.serving import bento
 
 FIRST, SECOND = "data/us-macro/2016-06-29.csv", "data/us-macro/2016-07-29.csv"
 
@@ -262,6 +264,50 @@ def test_from_load_to_trace_and_back_to_the_bytes(run: Run, project: Path, url: 
     code, output, _ = run("trace", str(project / "answer.json"))
     assert code == 1
     assert "NOT IN THIS REGISTRY" in output
+
+
+def test_stand_ins_records_and_predictions_are_traced_like_answers(run: Run, project: Path) -> None:
+    assert run("load")[0] == 0
+    assert run("train", "--as-of", "2016-07-01")[0] == 0
+    assert run("export", str(project / "model"))[0] == 0
+    held, golden = (json.loads((project / "model" / name).read_text()) for name in ("held.json", "golden.json"))
+    answer = json.loads(run("forecast", "--json")[1])
+    model, clocks, forecasts = (answer[part] for part in ("model", "as_of", "forecasts"))
+    made = [{f"horizon_{one['horizon']}": value for one, value in zip(forecasts, row, strict=True)}
+            for row in golden["forecasts"]]  # fmt: skip
+    last, baseline = ({"reason": "database_away", "source": source} for source in ("last_forecast", "baseline"))
+    given = {"model": model, "inputs": {"rows": golden["instances"]}}
+    for body, code, says in [
+        (answer | {"degraded": last}, 0, "degraded (database_away): by last_forecast"),
+        (answer | held | {"forecasts": held["baseline"], "degraded": baseline}, 0, "by baseline"),
+        (answer | held | {"degraded": baseline}, 1, "ANOTHER FORECAST COMES OUT"),
+        ({"_source": {"model": model, "as_of": clocks, "output": forecasts}}, 0, FIRST),
+        (given | {"output": made}, 0, FIRST),
+        (given | {"output": made[::-1]}, 1, "ANOTHER FORECAST COMES OUT"),
+        ({"model": model, "predictions": made}, 1, "a prediction's inputs are in its record in the audit trail"),
+        ({"model": {"digest": "sha256:0"}, "predictions": made}, 2, "sha256:0 is not registered (registered: 1)"),
+        ({"model": model, "kind": "shadow", "output": {"horizons": [1]}}, 2, "holds no answer of /v1/"),
+    ]:
+        (project / "answer.json").write_text(json.dumps(body))
+        found, output, messages = run("trace", str(project / "answer.json"))
+        assert (found, output.endswith("complete\n")) == (code, code == 0), output + messages
+        assert says in output + messages
+
+
+def test_a_declaration_that_the_champion_does_not_fit_is_named_before_anything_is_built(
+    run: Run, project: Path
+) -> None:
+    assert run("load")[0] == 0
+    assert run("train")[0] == 0
+    (project / "answer.json").write_text(run("forecast", "--json")[1])
+    edit(project / "service.toml", "lags = [0, 1, 2, 3, 4, 5]", "lags = [0, 1, 2]")
+    unfit = "service.toml no longer fits model 1: inputs changed since it was trained; run `train`, or restore"
+    assert run("export", str(project / "build/model"))[0] == 0
+    with pytest.raises(ServiceError, match=f"^{unfit}"):
+        bento.stage(project)
+    assert not (project / "build/context").exists()
+    code, output, _ = run("trace", str(project / "answer.json"))
+    assert code == 1 and f"IT CANNOT BE MADE AGAIN: {unfit} service.toml (commit: " in output
 
 
 def test_what_knows_more_or_less_than_the_day_asked_for_says_so(run: Run, project: Path) -> None:

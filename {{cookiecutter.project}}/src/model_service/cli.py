@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from model_service.errors import ServiceError
-from model_service.verbs import data, model, say
+from model_service.verbs import data, model, say, shows
 
 CODES = "exit codes: 0 done (also: nothing new), 1 failed, 2 wrong use, 3 blocked by a gate or a check"
 
@@ -79,7 +79,7 @@ examples:
   model_service trace --affected 3      # which models and forecasts must be made again
 """)  # fmt: skip
     of = trace.add_mutually_exclusive_group(required=True)
-    of.add_argument("answer", nargs="?", help="file that holds an answer of /v1/forecast, or - for standard input")
+    of.add_argument("answer", nargs="?", help="file that holds an answer, or its audit record; -: standard input")
     of.add_argument(
         "--observation", nargs=2, metavar=("SERIES", "PERIOD"), help="one value: where it came from and what used it"
     )
@@ -114,7 +114,7 @@ examples:
     under = load.add_subparsers(metavar="[list | show]", help="what was loaded: see `load list --help`")
     listed = verb("list", data.load_list, "the ledger, newest first", under=under)
     listed.add_argument("--dataset", metavar="NAME", help="only this one's")
-    show = verb("show", data.load_show, "one load: request, rules, counts, checks, what came of it", under=under)
+    show = verb("show", shows("listing.load", "load"), "one load: request, rules, counts, checks, outcome", under=under)
     show.add_argument("load", type=int)
 
 
@@ -126,11 +126,11 @@ examples:
   model_service quarantine drop 17 18 --reason "the provider's test rows"
 """)  # fmt: skip
     under = quarantine.add_subparsers(required=True, metavar="list | show | replay | drop")
-    listed = verb("list", data.quarantine_list, "quarantined cells, oldest first", under=under)
+    listed = verb("list", shows("listing.quarantined", "open", "load", "rule"), "cells, oldest first", under=under)
     listed.add_argument("--open", action="store_true", help="only those that nothing was done about")
     listed.add_argument("--load", type=int, metavar="LOAD", help="only those of that load")
     listed.add_argument("--rule", help="only those that broke that rule")
-    show = verb("show", data.quarantine_show, "one cell: raw record, rule, place, what was done", under=under)
+    show = verb("show", shows("listing.refused", "cell"), "one cell: record, rule, place, what was done", under=under)
     show.add_argument("cell", type=int, metavar="ID")
     replay = verb(
         "replay", data.quarantine_replay, "read again what a load refused, as service.toml is now", under=under
@@ -157,11 +157,11 @@ examples:
                        " recorded or registered")  # fmt: skip
     models = verb("models", lambda _: None, "registered models and training runs, and how they differ")
     under = models.add_subparsers(required=True, metavar="list | runs | show | diff")
-    verb("list", model.models_list, "every model and its state, newest first", under=under)
-    verb("runs", model.models_runs, "every training run, also those that the gate refused", under=under)
-    shown = verb("show", model.models_show, "one model: what made it, its gate, its life", under=under)
+    verb("list", shows("experiments.models"), "every model and its state, newest first", under=under)
+    verb("runs", shows("experiments.runs"), "every training run, also those that the gate refused", under=under)
+    shown = verb("show", shows("experiments.model", "model"), "one model: what made it, its gate and life", under=under)
     shown.add_argument("model", metavar="MODEL", help="its version or digest")
-    diff = verb("diff", model.models_diff, "what differs in parameters, data, code and figures", under=under)
+    diff = verb("diff", shows("experiments.difference", "one", "other"), "what differs between two", under=under)
     diff.add_argument("one", metavar="MODEL")
     diff.add_argument("other", metavar="MODEL")
     promote = verb("promote", model.promote, "make a registered model the champion: what the next build contains")

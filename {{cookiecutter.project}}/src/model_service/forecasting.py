@@ -220,7 +220,7 @@ def unlike(contract: Contract, card: dict[str, Any], version: object) -> str:
     now = vars(contract.target) | {"horizons": sorted(contract.target.horizons), "inputs": features.inputs(contract)}
     names = [name for name in ("series", "transform", "horizons", "inputs") if was.get(name) != now[name]]
     says = "; ".join(f"{name} {change(was.get(name), now[name])}" for name in names)
-    mend = "since it was trained; run `train`, or restore service.toml"
+    mend = f"since it was trained; run `train`, or restore service.toml (commit: {card.get('git_commit')})"
     return f"service.toml no longer fits model {version}: {says} {mend}" if says else ""
 
 

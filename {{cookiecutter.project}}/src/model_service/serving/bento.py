@@ -1,6 +1,5 @@
 """Packs what is served into a Bento, and serves the last one; BentoML reports nothing, its store is in .local/."""
 
-import json
 import os
 import shutil
 import signal
@@ -10,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from model_service import contract, digests, settings
+from model_service import artifact, contract, digests, forecasting, settings
 from model_service.errors import ServiceError, UsageError
 from model_service.store import connection
 
@@ -28,11 +27,13 @@ def stage(root: Path) -> Path:
     """Assembles build/context and runs `bentoml build` over it, offline; returns the Bento's folder.
 
     The version is made of the model's digest and of the files: the same files are the same Bento.
-    Raises ServiceError: no exported model, BentoML failed.
+    Raises ServiceError: no exported model, or one that service.toml no longer fits; BentoML failed.
     """
     context, model = root / "build" / "context", root / "build" / "model"
     if not (model / "registry.json").is_file():
         raise ServiceError(f"{model} holds no model: train one and `python -m model_service export build/model`")
+    declared, found = contract.load(root / settings.CONTRACT), artifact.load(model)
+    forecasting.check_fit(declared, found)
     shutil.rmtree(context, ignore_errors=True)
     skipped = shutil.ignore_patterns("__pycache__", "training", "loader")
     shutil.copytree(root / "src" / "model_service", context / "model_service", ignore=skipped)
@@ -40,10 +41,9 @@ def stage(root: Path) -> Path:
     shutil.copytree(root / "ops" / "elasticsearch", context / "ops" / "elasticsearch")  # for `telemetry install`
     shutil.copy(root / settings.CONTRACT, context)
     shutil.copy(root / "requirements" / "serve.txt", context / "requirements.txt")
-    name = contract.load(root / settings.CONTRACT).service.name
+    name = declared.service.name
     (context / "bentofile.yaml").write_text(BENTOFILE.format(name=name), "utf-8")
-    digest = json.loads((model / "registry.json").read_text("utf-8"))["digest"].removeprefix("sha256:")
-    version = f"{digest[:12]}-{_digest(context).removeprefix('sha256:')[:12]}"
+    version = f"{found.digest.removeprefix('sha256:')[:12]}-{_digest(context).removeprefix('sha256:')[:12]}"
     bento = _store(root) / "bentos" / name / version
     if _digest(bento / "src") != _digest(context):
         shutil.rmtree(bento, ignore_errors=True)

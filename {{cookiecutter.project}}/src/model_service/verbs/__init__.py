@@ -7,6 +7,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TypeVar
 
 from model_service import settings
@@ -38,6 +39,18 @@ def show(arguments: Namespace, find: Callable[[Connection], T], text: Callable[[
         found = find(connection)
     put(arguments, found, text(found))
     return found
+
+
+def shows(of: str, *words: str) -> Callable[[Namespace], None]:
+    """The verb that shows what `of`, MODULE.FUNCTION, finds by the arguments `words`, as FUNCTION_text tells it."""
+
+    def run(arguments: Namespace) -> None:
+        module, name = of.split(".")
+        there = import_module(f"model_service.{module}")
+        asked = [getattr(arguments, word) for word in words]
+        show(arguments, lambda connection: getattr(there, name)(connection, *asked), getattr(there, f"{name}_text"))
+
+    return run
 
 
 def record_forecast(contract: Contract, url: str) -> None:

@@ -94,22 +94,8 @@ def data(arguments: Namespace) -> None:
 
 def load_list(arguments: Namespace) -> None:
     if arguments.dataset is not None and arguments.dataset not in (sources := declared().source):
-        hint = nearest(arguments.dataset, sources)
-        raise UsageError(f"no source {arguments.dataset!r} in service.toml{hint}")
+        raise UsageError(f"no source {arguments.dataset!r} in service.toml{nearest(arguments.dataset, sources)}")
     show(arguments, lambda connection: listing.loads(connection, arguments.dataset), listing.loads_text)
-
-
-def load_show(arguments: Namespace) -> None:
-    show(arguments, lambda connection: listing.load(connection, arguments.load), listing.load_text)
-
-
-def quarantine_list(arguments: Namespace) -> None:
-    asked = arguments.open, arguments.load, arguments.rule
-    show(arguments, lambda connection: listing.quarantined(connection, *asked), listing.quarantined_text)
-
-
-def quarantine_show(arguments: Namespace) -> None:
-    show(arguments, lambda connection: listing.refused(connection, arguments.cell), listing.refused_text)
 
 
 def quarantine_replay(arguments: Namespace) -> int:

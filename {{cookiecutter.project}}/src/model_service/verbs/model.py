@@ -9,7 +9,7 @@ from model_service import settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.store.connection import Connection, connect, database
-from model_service.verbs import declared, put, record_forecast, say, show
+from model_service.verbs import declared, put, record_forecast, say
 
 
 def train(arguments: Namespace) -> None:
@@ -107,31 +107,6 @@ def rollback(arguments: Namespace) -> None:
     with database() as url, connect(url, "loader") as connection:
         version = registry.rollback(connection, arguments.reason)
     put(arguments, {"version": version}, f"model {version} is the champion again; the next build will contain it")
-
-
-def models_list(arguments: Namespace) -> None:
-    from model_service import experiments
-
-    show(arguments, experiments.models, experiments.models_text)
-
-
-def models_runs(arguments: Namespace) -> None:
-    from model_service import experiments
-
-    show(arguments, experiments.runs, experiments.runs_text)
-
-
-def models_show(arguments: Namespace) -> None:
-    from model_service import experiments
-
-    show(arguments, lambda connection: experiments.model(connection, arguments.model), experiments.model_text)
-
-
-def models_diff(arguments: Namespace) -> None:
-    from model_service import experiments
-
-    pair = arguments.one, arguments.other
-    show(arguments, lambda connection: experiments.difference(connection, *pair), experiments.difference_text)
 
 
 def reproduce(arguments: Namespace) -> int:
