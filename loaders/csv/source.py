@@ -203,7 +203,7 @@ def _places(file: str, header: list[str], options: Options, series: Mapping[str,
     values = tuple(series) if options.layout == "wide" else (options.series_column, options.value_column)
     needed = [name for name in (options.date.column, options.vintage_column, *values) if name is not None]
     mistakes = [f"no column {name!r}{nearest(name, header)}" for name in needed if name not in header]
-    mistakes += [f"column {name!r} stands twice" for name in sorted({n for n in header if n and header.count(n) > 1})]
+    mistakes += [f"column {name!r} stands twice" for name in dict.fromkeys(needed) if header.count(name) > 1]
     order, named = periods.FREQUENCIES.index, periods.grain(options.date.format)
     mistakes += [
         f"{name} is by {one.frequency}, the date format {options.date.format!r} names only a {named}"

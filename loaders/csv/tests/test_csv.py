@@ -288,6 +288,11 @@ def test_header_that_does_not_fit(tmp_path: Path, header: str, parts: list[str])
     assert [part for part in ["x.csv: ", "service.toml", *parts] if part not in str(refused.value)] == []
 
 
+def test_a_column_that_nothing_asks_for_may_stand_twice(tmp_path: Path) -> None:
+    cells, rejects = read(tmp_path, "date,A,flag,B,flag\n2020-01-01,1,p,2,\n", WIDE)
+    assert (brief(cells), rejects) == ([("A", "2020-01-01", 1), ("B", "2020-01-01", 2)], [])
+
+
 def test_header_of_a_long_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no column 'value'; did you mean 'values'"):
         read(tmp_path, "series,date,values\nA,2020-01-01,1\n", LONG)
