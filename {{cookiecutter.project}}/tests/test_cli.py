@@ -173,6 +173,7 @@ MISTAKES = {
     "unknown source option": ('layout = "wide"', 'layot = "wide"', "did you mean 'layout'?"),
     "unknown kind of source": ('kind = "csv"', 'kind = "cvs"', "did you mean 'csv'?"),
     "not TOML": ("[target]", "[target", "is not valid TOML"),
+    "name that wants quotes": ("[series.PAYEMS]", "[series.Löhne]", "goes in quotes"),
     "wrong type": ("seed = 1", 'seed = "one"', "train.seed"),
     "number as text": ("horizons = [1, 3, 6]", 'horizons = ["1"]', "horizons.0: Input should be a valid integer"),
     "nothing": ("horizons = [1, 3, 6]", "horizons = []", "target.horizons: give at least 1"),

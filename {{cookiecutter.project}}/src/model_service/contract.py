@@ -251,7 +251,8 @@ def load(path: Path) -> Contract:
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: it declares the series, the target and the features") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.name} is not valid TOML: {error}") from None
+        hint = "; a name of more than A-Z, a-z, 0-9, _ and - goes in quotes" * ("Expected" in str(error))
+        raise UsageError(f"{path.name} is not valid TOML: {error}{hint}") from None
     return validate(Contract, data, path.name, text=text)
 
 
