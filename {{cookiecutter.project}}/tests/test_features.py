@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from sklearn.dummy import DummyRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from model_service import contract as contracts
@@ -352,6 +354,11 @@ class Graphless(Mean):
 
 def test_an_estimator_of_ones_own_is_proven_as_the_others_are(table: Cases, made: Any) -> None:
     assert parity(*made("test_features:Mean"), table) <= serialize.PARITY
+
+
+def test_a_pipeline_of_ones_own_chooses_no_penalty(contract: Contract) -> None:
+    own = make_pipeline(StandardScaler(), DummyRegressor())
+    assert estimators.Fitted(contract, Mean(), [own], {"trim": 0.1}).chosen == {"trim": 0.1}
 
 
 def test_a_search_tries_the_settings_that_ones_own_names(table: Cases) -> None:

@@ -113,7 +113,8 @@ class Fitted:
     @property
     def chosen(self) -> dict[str, Any]:
         """The settings in force; `alpha`, one a horizon, where the fit itself chose the penalty."""
-        alpha = [float(one[-1].alpha_) for one in self.estimators if hasattr(one, "steps")]
+        last = [one[-1] for one in self.estimators if hasattr(one, "steps")]
+        alpha = [float(one.alpha_) for one in last if hasattr(one, "alpha_")]
         return {**({"alpha": alpha} if alpha else {}), **self.settings}
 
     def predict(self, inputs: Floats) -> Floats:
