@@ -111,6 +111,17 @@ def test_before_the_first_known_value_the_first_usable_date_is_named(
         by_champion(contract, loaded, forecasting.parse_as_of("2016-06-28"), None, None)
 
 
+@pytest.mark.parametrize(
+    ("value", "width", "shown"), [(1.0847, 0.012, "1.085"), (4.9, 0.3, "4.90"), (10816.85, 80, "10816.85")]
+)
+def test_a_table_shows_as_many_digits_as_the_intervals_are_sure_of(value: float, width: float, shown: str) -> None:
+    ends = {"level": 0.8, "lower": value - width / 2, "upper": value + width / 2}
+    one = {"horizon": 1, "valid_time": "2016-07-01", "value": value, "intervals": [ends]}
+    head = {"target": "A", "unit": "1", "model": {"version": "1"}, "as_of": {"known_at": "", "data_version": ""}}
+    told = forecasting.table({**head, "hindsight": False, "degraded": None, "forecasts": [one]})
+    assert f" {shown} " in told.splitlines()[-1]
+
+
 def test_what_the_gate_refuses_is_not_registered(
     trained: Path, loaded: psycopg.Connection[Any], contract: Contract, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The answer of /v1/forecast, made the same way by the service, the command line and the run after a load."""
 
 import contextlib
+import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -134,15 +135,14 @@ def body(contract: Contract, model: Model, known: Known, wanted: list[int]) -> d
 
 def told(contract: Contract, model: Model, known: Known, wanted: list[int], forecasts: Floats) -> dict[str, Any]:
     """The answer for `wanted` horizons, of what the model makes of what was known [1, H]; raises NotFinite."""
-    at = known.at
     made = dict(zip(model.horizons, forecasts[0].tolist(), strict=True))
     if not np.isfinite(forecasts).all():
-        raise NotFinite(f"the inputs at {stamp(at)} give no finite forecast: look at the newest values of the series")
+        raise NotFinite(f"the inputs at {stamp(known.at)} give no finite forecast: look at the series' newest values")
     intervals = model.card["intervals"]
     return {
-        **head(contract, {"known_at": stamp(at), "data_version": known.version.version}, stamp(known.until)),
+        **head(contract, {"known_at": stamp(known.at), "data_version": known.version.version}, stamp(known.until)),
         "model": _model(model),
-        "hindsight": _hindsight(model, at),
+        "hindsight": _hindsight(model, known.at),
         "forecasts": [_forecast(contract, intervals, horizon, known.last, made[horizon]) for horizon in wanted],
         "degraded": None,
     }
@@ -190,9 +190,8 @@ def held_answer(
 ) -> dict[str, Any]:
     """What a process answers that never reached its database: the forecast made at training, and the last value."""
     of = {"forecasts": (intervals["model"], forecast), "baseline": (intervals["baseline"], [anchor] * len(forecast))}
-    horizons = contract.target.horizons
     return head | {
-        name: [_forecast(contract, spread, h, last, value) for h, value in zip(horizons, values, strict=True)]
+        name: [_forecast(contract, spread, h, last, v) for h, v in zip(contract.target.horizons, values, strict=True)]
         for name, (spread, values) in of.items()
     }
 
@@ -263,8 +262,7 @@ def _forecast(
 
 def champion(connection: Connection) -> Model:
     """The registry's champion, ready to answer; raises registry.NoModel."""
-    found = registry.champion(connection)
-    if found is None:
+    if (found := registry.champion(connection)) is None:
         raise registry.NoModel
     return loaded(found)
 
@@ -280,13 +278,15 @@ def table(body: dict[str, Any]) -> str:
     lines = [
         f"{body['target']} ({body['unit']}), model {body['model']['version']}, as of {clocks['known_at']},",
         f"data version {clocks['data_version']}",
+        *["hindsight: the model was trained on what became known later"] * body["hindsight"],
     ]
-    if body["hindsight"]:
-        lines.append("hindsight: the model was trained on what became known later")
     if body["degraded"]:
         lines.append(f"degraded ({body['degraded']['reason']}): by {body['degraded']['source']}, not made anew")
     lines.append(f"{'horizon':>7}  {'period':10}  {'value':>10}  intervals")
+    widths = [i["upper"] - i["lower"] for one in body["forecasts"] for i in one["intervals"] if i["upper"] > i["lower"]]
+    digits = max(2, 1 - math.floor(math.log10(min(widths, default=1))))  # two of the narrowest interval's width
     for one in body["forecasts"]:
-        spread = "  ".join(f"{i['level']:.0%} [{i['lower']:.2f}, {i['upper']:.2f}]" for i in one["intervals"])
-        lines.append(f"{one['horizon']:>7}  {one['valid_time']:10}  {one['value']:>10.2f}  {spread}")
+        ends = [(i["level"], *(f"{i[end]:.{digits}f}" for end in ("lower", "upper"))) for i in one["intervals"]]
+        spread = "  ".join(f"{level:.0%} [{lower}, {upper}]" for level, lower, upper in ends)
+        lines.append(f"{one['horizon']:>7}  {one['valid_time']:10}  {one['value']:>10.{digits}f}  {spread}")
     return "\n".join(lines)
