@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from model_service import contract as contracts
-from model_service import features, forecasting, settings
+from model_service import features, forecasting, periods, settings
 from model_service.contract import ESTIMATORS, Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.features import History
@@ -318,6 +318,38 @@ def test_an_input_that_reaches_further_back_than_the_data_is_named_and_not_the_f
     says = r"\S+\.lag5000 needs the last 500\d values, which are there at 0 of"
     with pytest.raises(ServiceError, match=rf"^service\.toml line {line}: feature\.0: {says}"):
         run.possible(far, path)
+
+
+def by_stocks(contract: Contract, stocks: Any, frequency: str) -> Cases:
+    """Two years of closing prices to forecast, one, five and twenty periods ahead; every fifteenth day is a holiday."""
+    rows = [row for number, row in enumerate(stocks[-800:]) if number % 15]
+    declared = contract.series["PAYEMS"].model_copy(update={"frequency": frequency, "release_lag_days": 0})
+    asked = contract.model_copy(
+        update={
+            "series": {"STOCKS": declared},
+            "target": contract.target.model_copy(update={"series": "STOCKS", "horizons": (1, 5, 20)}),
+            "feature": (Feature.model_validate({"series": "STOCKS", "transform": "difference", "lags": [0, 1]}),),
+            "train": contract.train.model_copy(update={"first_origin": date(2014, 1, 1)}),
+        }
+    )
+    return cases(asked, {"STOCKS": rows}, datetime(2016, 7, 30, tzinfo=UTC))
+
+
+def test_five_days_a_week_are_counted_as_such(contract: Contract, stocks: Any) -> None:
+    table = by_stocks(contract, stocks, "weekday")
+    tested = backtest.run(table)
+    assert tested.scored.mean() > 0.75  # a day in fifteen has no truth, at three horizons
+    last, ahead = (periods.date_of("weekday", int(table.last[-1]) + more) for more in (0, 1))
+    assert (last, ahead) == (date(2016, 7, 28), date(2016, 7, 29))
+    assert periods.end("weekday", int(table.last[-1]) + 1) == date(2016, 8, 1)
+
+
+def test_days_that_are_never_a_weekend_are_refused_as_a_target(contract: Contract, stocks: Any, project: Path) -> None:
+    path = project / "service.toml"
+    path.write_text(path.read_text().replace("[series.PAYEMS]", '[series.STOCKS]\nfrequency = "day"\n[series.PAYEMS]'))
+    run.possible(by_stocks(contract, stocks, "weekday"), path)
+    with pytest.raises(UsageError, match=r"STOCKS\.frequency: STOCKS has no value on a Saturday or a Sunday.*weekday"):
+        run.possible(by_stocks(contract, stocks, "day"), path)
 
 
 class Mean:

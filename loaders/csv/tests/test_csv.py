@@ -429,10 +429,12 @@ def test_periods_are_consecutive_and_hold_their_days(frequency: str, one: date) 
     assert first == periods.start(frequency, one) <= one < after
     assert periods.ordinal(frequency, first) == number == periods.ordinal(frequency, after) - 1
     assert frequency != "week" or first.weekday() == 0
+    assert frequency != "weekday" or first.weekday() < 5
 
 
 def test_periods_of_known_days() -> None:
     assert [periods.start(name, date(2016, 6, 29)) for name in periods.FREQUENCIES] == [
+        date(2016, 6, 29),
         date(2016, 6, 29),
         date(2016, 6, 27),
         date(2016, 6, 1),
@@ -441,7 +443,8 @@ def test_periods_of_known_days() -> None:
         date(2016, 1, 1),
     ]
     assert [periods.start("half_year", date(2016, month, 1)).month for month in (6, 7, 12)] == [1, 7, 7]
-    assert [periods.season(name) for name in periods.FREQUENCIES] == [7, 52, 12, 4, 2, 1]
+    assert [periods.season(name) for name in periods.FREQUENCIES] == [7, 5, 52, 12, 4, 2, 1]
+    assert periods.start("weekday", date(2016, 7, 3)) == date(2016, 7, 1)  # a Friday lasts to Monday
     for call in (periods.ordinal, periods.start):
         with pytest.raises(ValueError, match="unknown frequency 'hour'"):
             call("hour", date(2016, 1, 1))
@@ -451,6 +454,7 @@ def test_periods_of_known_days() -> None:
 
 FORMATS: dict[contract.Frequency, list[str]] = {
     "day": ["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%y", "%Y%m%d"],
+    "weekday": ["%Y-%m-%d", "%d.%m.%Y"],
     "week": ["%Y-%m-%d", "%G-W%V", "%d/%m/%Y"],
     "month": ["%Y-%m-%d", "%Y-%m", "%b %Y", "%m/%d/%y"],
     "quarter": ["%Y-%m-%d", "%Y-Q%q", "%Y-%m", "Q%q %y"],

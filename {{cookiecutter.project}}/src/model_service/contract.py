@@ -22,7 +22,7 @@ from model_service.errors import UsageError
 from model_service.inputs import Feature
 from model_service.mistakes import OWN, Misfits, Place, Section, nearest, unusable, validate
 
-Frequency = Literal["day", "week", "month", "quarter", "half_year", "year"]
+Frequency = Literal["day", "weekday", "week", "month", "quarter", "half_year", "year"]
 Transform = Literal["level", "difference", "log_difference"]
 Action = Literal["block", "mark", "warn"]  # what follows when a load fails a check
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -30,7 +30,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 END_SECONDS = 10.0  # of a stop, from the last answer to the end in any case: the audit trail has six, the server one
 ESTIMATORS = ("ridge", "elastic_net", "random_forest", "gradient_boosting")
-CADENCE_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "half_year": 184, "year": 366}
+CADENCE_DAYS = {"day": 1, "weekday": 1, "week": 7, "month": 31, "quarter": 92, "half_year": 184, "year": 366}
 
 
 def _slug(text: str) -> str:

@@ -126,7 +126,7 @@ def history(series: Series, rows: list[tuple[int, int, float | None]]) -> Histor
         np.array(known, dtype=np.int64),
         np.array(ends, dtype=np.int64)[inverse],
         np.array(values, dtype=np.float64),  # None becomes NaN
-        series.frequency == "day",
+        series.frequency in {"day", "weekday"},
     )
 
 

@@ -1,7 +1,7 @@
 """Calendar periods as whole numbers, and the dates by which providers name them.
 
 Ordinals of one frequency are consecutive, so periods are compared, counted and shifted by plain arithmetic.
-Weeks start on Monday. An unknown frequency is a ValueError.
+Weeks start on Monday; of weekdays a Friday lasts to Monday. An unknown frequency is a ValueError.
 
 Dates are written with strptime's directives, and %q for the quarter (2016-Q2 is %Y-Q%q). A text may name a day, a week
 (%G-W%V), a month, a quarter or a year; it is UTC unless it says otherwise (%z).
@@ -13,12 +13,12 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 
-FREQUENCIES = ("day", "week", "month", "quarter", "half_year", "year")  # from fine to coarse
+FREQUENCIES = ("day", "weekday", "week", "month", "quarter", "half_year", "year")  # from fine to coarse
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_SEASON = {"day": 7, "week": 52, "month": 12, "quarter": 4, "half_year": 2, "year": 1}
-_YEAR = _SEASON | {"day": 365}
+_SEASON = {"day": 7, "weekday": 5, "week": 52, "month": 12, "quarter": 4, "half_year": 2, "year": 1}
+_YEAR = _SEASON | {"day": 365, "weekday": 261}
 _MONTHS = {"month": 1, "quarter": 3, "half_year": 6, "year": 12}
 
 
@@ -26,6 +26,8 @@ def ordinal(frequency: str, day: date) -> int:
     """Number of the period that `day` lies in."""
     if frequency == "day":
         return day.toordinal()
+    if frequency == "weekday":
+        return (day.toordinal() - 1) // 7 * 5 + min(day.weekday(), 4)
     if frequency == "week":
         return (day.toordinal() - 1) // 7  # 0001-01-01 was a Monday
     return (day.year * 12 + day.month - 1) // _of(_MONTHS, frequency)
@@ -35,6 +37,8 @@ def date_of(frequency: str, number: int) -> date:
     """First day of the period `number`. Raises ValueError outside the years 1 to 9999."""
     if frequency == "day":
         return date.fromordinal(number)
+    if frequency == "weekday":
+        return date.fromordinal(number // 5 * 7 + number % 5 + 1)
     if frequency == "week":
         return date.fromordinal(number * 7 + 1)
     year, month = divmod(number * _of(_MONTHS, frequency), 12)
@@ -52,7 +56,7 @@ def end(frequency: str, number: int) -> date:
 
 
 def season(frequency: str) -> int:
-    """Periods after which the calendar repeats: a year of them, a week of days."""
+    """Periods after which the calendar repeats: a year of them, a week of days or weekdays."""
     return _of(_SEASON, frequency)
 
 

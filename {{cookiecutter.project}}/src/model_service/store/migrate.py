@@ -10,8 +10,8 @@ from model_service.store.connection import MIGRATIONS, away, migrations
 
 LOCK = 0x6D6F64656C  # any fixed number: one migration at a time in a database
 # At most 100 chunks over a century of the finest frequency: a chunk too many costs every read.
-CHUNK = {"day": "2 years", "week": "5 years", "month": "20 years", "quarter": "50 years", "half_year": "50 years",
-         "year": "50 years"}  # fmt: skip
+CHUNK = {"day": "2 years", "weekday": "2 years", "week": "5 years", "month": "20 years", "quarter": "50 years",
+         "half_year": "50 years", "year": "50 years"}  # fmt: skip
 
 ROLES = """
 DO $$

@@ -46,7 +46,7 @@ def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series
         declared = [dataset, series[name].frequency, series[name].unit]
         if held != declared:
             says = f"series {name} is held as {held}, service.toml says {declared}"
-            raise ServiceError(f"{says}: give the new one a new name")
+            raise ServiceError(f"{says}: give the new one a new name, or load into a new store (embedded: .local/)")
         ids[name] = identity
     return ids
 

@@ -15,7 +15,8 @@ from model_service.features import History
 class Cases:
     """n origins, one at the start of each of the target's periods, and the time of the training itself as the last.
 
-    rows, held: what they were read from. inputs: float64 [n, F]. known: n arrays, the target's values known there.
+    rows, held: what they were read from. inputs: float64 [n, F]. known: n arrays, the target's values known there; by
+    day, one without a value has that of the day before it, as baselines count days and markets close.
     origin: microseconds since 1970. last: ordinal of the target's last known period; anchor: the value there.
     real: whether every series was read from a real vintage rather than a masked one.
     """
@@ -69,9 +70,13 @@ def cases(contract: Contract, rows: features.Rows, until: datetime) -> Cases:
         rows,
         held,
         features.rows(contract, held, origin.tolist()),
-        [values for _, _, values in seen],
+        [_standing(values) if held[contract.target.series].by_day else values for _, _, values in seen],
         origin,
         np.array([first + values.size - 1 for _, first, values in seen]),
         np.array([values[-1] for _, _, values in seen]),
         origin >= max(one.first_vintage for one in held.values()),
     )
+
+
+def _standing(values: Floats) -> Floats:
+    return values[np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(values.size)))]

@@ -168,7 +168,13 @@ def compared(made: Candidate, champion: Registered | None) -> list[Rule]:
 
 def possible(table: Cases, declared: Path) -> None:
     """Raises ServiceError or UsageError that names the line of service.toml which asks for more than the data allow."""
-    train, place = table.contract.train, table.first_backtest
+    train, place, target = table.contract.train, table.first_backtest, table.contract.target
+    days = table.held[target.series].period % 7  # of ordinals by day: 6 and 0 are Saturday and Sunday
+    if table.contract.series[target.series].frequency == "day" and not np.isin(days, (6, 0)).any():
+        raise UsageError(
+            f"{where(declared, 'series', target.series, 'frequency')}: {target.series} has no value on a Saturday or a"
+            " Sunday, which horizons would count: write weekday"
+        )
     months = [f"{features.moment(int(origin)):%Y-%m-%d}" for origin in table.origin]
     ready, last = np.flatnonzero(table.complete), len(table.origin) - FEWEST_ORIGINS
     enough = int(ready[estimators.FEWEST_CASES - 1]) + 1 if ready.size >= estimators.FEWEST_CASES else last + 1
@@ -189,9 +195,9 @@ def possible(table: Cases, declared: Path) -> None:
             f" {len(table.origin) - place} origins from it on (at least {FEWEST_ORIGINS}): {mend}"
         )
     ahead = min(table.last[place] - table.last[enough - 1], table.last[-1] - table.last[place + FEWEST_ORIGINS - 1])
-    if max(table.contract.target.horizons) > ahead:
+    if max(target.horizons) > ahead:
         raise ServiceError(
-            f"{where(declared, 'target', 'horizons')}: {max(table.contract.target.horizons)} periods is longer than"
+            f"{where(declared, 'target', 'horizons')}: {max(target.horizons)} periods is longer than"
             f" the data allow: at most {ahead}, so that {estimators.FEWEST_CASES} cases had come true at"
             f" train.first_origin and {FEWEST_ORIGINS} from it on have by now; shorten it, load more, or choose another"
             " first_origin"
