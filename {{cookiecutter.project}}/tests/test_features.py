@@ -320,6 +320,19 @@ def test_an_input_that_reaches_further_back_than_the_data_is_named_and_not_the_f
         run.possible(far, path)
 
 
+def test_a_logarithm_of_a_target_below_zero_is_refused_before_the_backtest(table: Cases) -> None:
+    target = table.contract.target.model_copy(update={"transform": "log_difference"})
+    asked = replace(table, contract=table.contract.model_copy(update={"target": target}))
+    run.possible(asked, settings.root() / "service.toml")
+    few, many = asked.anchor.copy(), asked.anchor.copy()
+    few[100], many[::3] = 0, -1  # a negative price of one day is no reason
+    run.possible(replace(asked, anchor=few), settings.root() / "service.toml")
+    with pytest.raises(UsageError, match=r"line \d+: target\.transform: .* above 0, and UNRATE has none at \d+ of"):
+        run.possible(replace(asked, anchor=many), settings.root() / "service.toml")
+    with pytest.raises(forecasting.InputsMissing, match=r"UNRATE\.level\.lag0: .*needs values above 0"):
+        forecasting.complete(asked.contract, np.full(len(features.inputs(asked.contract)), -1.0), "now")
+
+
 def by_stocks(contract: Contract, stocks: Any, frequency: str) -> Cases:
     """Two years of closing prices to forecast, one, five and twenty periods ahead; every fifteenth day is a holiday."""
     rows = [row for number, row in enumerate(stocks[-800:]) if number % 15]

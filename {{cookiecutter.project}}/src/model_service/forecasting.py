@@ -164,7 +164,8 @@ def known_inputs(contract: Contract, connection: Connection, at: datetime, versi
 
 def complete(contract: Contract, row: Floats, when: str) -> None:
     """Raises InputsMissing that names the inputs of which too little is held."""
-    if missing := [name for name, value in zip(features.inputs(contract), row, strict=True) if np.isnan(value)]:
+    found = [*features.change(contract.target.transform, row[:1], row[:1]), *row[1:]]  # NaN: no change starts there
+    if missing := [name for name, value in zip(features.inputs(contract), found, strict=True) if np.isnan(value)]:
         raise InputsMissing(f"too little is held {when} for {', '.join(missing)}: load more of the series' past"
                             " (a logarithm also needs values above 0)")  # fmt: skip
 

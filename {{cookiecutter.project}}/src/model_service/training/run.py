@@ -169,6 +169,12 @@ def compared(made: Candidate, champion: Registered | None) -> list[Rule]:
 def possible(table: Cases, declared: Path) -> None:
     """Raises ServiceError or UsageError that names the line of service.toml which asks for more than the data allow."""
     train, place, target = table.contract.train, table.first_backtest, table.contract.target
+    below = int((table.anchor <= 0).sum())
+    if target.transform == "log_difference" and below > table.contract.gate.max_incomplete * table.anchor.size:
+        raise UsageError(
+            f"{where(declared, 'target', 'transform')}: log_difference needs values above 0, and {target.series} has"
+            f" none at {below} of {table.anchor.size} origins: choose difference or level"
+        )
     days = table.held[target.series].period % 7  # of ordinals by day: 6 and 0 are Saturday and Sunday
     if table.contract.series[target.series].frequency == "day" and not np.isin(days, (6, 0)).any():
         raise UsageError(
