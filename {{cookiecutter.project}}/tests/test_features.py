@@ -23,7 +23,7 @@ from model_service.errors import ServiceError, UsageError
 from model_service.features import History
 from model_service.inputs import Feature
 from model_service.store import read
-from model_service.training import Cases, backtest, cases, estimators, run, search, serialize
+from model_service.training import Cases, backtest, cases, estimators, evaluate, run, search, serialize
 
 VINTAGE = features.microseconds(datetime(2016, 6, 29, tzinfo=UTC))
 
@@ -363,6 +363,17 @@ def test_days_that_are_never_a_weekend_are_refused_as_a_target(contract: Contrac
     run.possible(by_stocks(contract, stocks, "weekday"), path)
     with pytest.raises(UsageError, match=r"STOCKS\.frequency: STOCKS has no value on a Saturday or a Sunday.*weekday"):
         run.possible(by_stocks(contract, stocks, "day"), path)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "horizons", "size"),
+    [("month", (1, 6), 12), ("quarter", (1, 4), 4), ("quarter", (1, 8), 8), ("year", (1,), 1), ("weekday", (20,), 20)],
+)
+def test_blocks_hold_a_year_and_a_horizon(contract: Contract, frequency: str, horizons: Any, size: int) -> None:
+    series = contract.series[contract.target.series].model_copy(update={"frequency": frequency})
+    target = contract.target.model_copy(update={"horizons": horizons})
+    asked = contract.model_copy(update={"series": {contract.target.series: series}, "target": target})
+    assert evaluate.block(asked) == size
 
 
 class Mean:

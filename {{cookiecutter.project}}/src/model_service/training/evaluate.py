@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from model_service import features
+from model_service import features, periods
 from model_service.arrays import Flags, Floats
 from model_service.artifact import trained_at
+from model_service.contract import Contract
 from model_service.forecasting import loaded, stamp
 from model_service.registry import Registered
 from model_service.training import gate
@@ -41,13 +42,18 @@ def losses(tested: Backtest, champion: Floats | None = None) -> gate.Losses:
         return np.asarray((forecast - tested.truth)[scored] ** 2)
 
     return gate.Losses(
-        np.flatnonzero(scored) // max(12, *horizons),  # neighbours' errors overlap by a horizon
+        np.flatnonzero(scored) // block(tested.table.contract),
         tuple(f"h{horizon}" for horizon in horizons),
         squared(tested.forecast),
         {name: squared(forecast) for name, forecast in tested.baseline.items()},
         {name: inside for name, (_, inside) in slices(tested).items()},
         None if champion is None else squared(champion),
     )
+
+
+def block(contract: Contract) -> int:
+    """Origins resampled together: a year's, twelve at most; a horizon's, by which the errors of neighbours overlap."""
+    return max(min(12, periods.year(contract.series[contract.target.series].frequency)), *contract.target.horizons)
 
 
 def slices(tested: Backtest) -> dict[str, tuple[str, Flags]]:
