@@ -11,6 +11,7 @@ from conftest import SAMPLE
 from model_service import artifact, forecasting, registry
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError
+from model_service.inputs import Feature
 from model_service.store import read
 from model_service.training import run
 
@@ -109,6 +110,14 @@ def test_before_the_first_known_value_the_first_usable_date_is_named(
 ) -> None:
     with pytest.raises(forecasting.NoDataYet, match="first usable date is 2016-06-29"):
         by_champion(contract, loaded, forecasting.parse_as_of("2016-06-28"), None, None)
+
+
+def test_a_series_of_which_nothing_was_loaded_is_named(loaded: psycopg.Connection[Any], contract: Contract) -> None:
+    more = {**contract.series, "RATES": contract.series["UNRATE"]}
+    feature = Feature.model_validate({"series": "RATES", "transform": "level"})
+    asked = contract.model_copy(update={"series": more, "feature": (*contract.feature, feature)})
+    with pytest.raises(forecasting.NoDataYet, match="nothing was loaded of RATES$"):
+        forecasting.known_inputs(asked, loaded, run.newest_knowledge(loaded), read.data_version(loaded))
 
 
 @pytest.mark.parametrize(

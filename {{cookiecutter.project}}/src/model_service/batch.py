@@ -37,7 +37,7 @@ def bodies(
     wanted = forecasting.trained(model, horizons)
     held = forecasting.vintages(contract, connection, until, read.data_version(connection, data_version))
     if not (days := held.days()):
-        raise forecasting.NoDataYet(until, read.first_usable(connection, list(held.held), held.version.loads))
+        raise forecasting.NoDataYet(until, connection, held)
     for number, at in enumerate(days, 1):
         if known := held.at(min(at, until)):
             try:

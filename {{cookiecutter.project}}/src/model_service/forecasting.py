@@ -21,9 +21,10 @@ from model_service.store.connection import Connection
 class NoDataYet(ServiceError):
     """Nothing was known at the as-of time."""
 
-    def __init__(self, known_at: datetime, first_usable: datetime | None) -> None:
-        self.first_usable = first_usable
-        hint = f"the first usable date is {first_usable:%Y-%m-%d}" if first_usable else "load data first"
+    def __init__(self, known_at: datetime, connection: Connection, held: "Vintages") -> None:
+        self.first_usable = first = read.first_usable(connection, list(held.held), held.version.loads)
+        lacks = ", ".join(name for name, one in held.held.items() if not one.period.size)
+        hint = f"the first usable date is {first:%Y-%m-%d}" if first else f"nothing was loaded of {lacks}"
         super().__init__(f"nothing was known at {stamp(known_at)}: {hint}")
 
 
@@ -138,12 +139,11 @@ def told(contract: Contract, model: Model, known: Known, wanted: list[int], fore
     made = dict(zip(model.horizons, forecasts[0].tolist(), strict=True))
     if not np.isfinite(forecasts).all():
         raise NotFinite(f"the inputs at {stamp(known.at)} give no finite forecast: look at the series' newest values")
-    intervals = model.card["intervals"]
     return {
         **head(contract, {"known_at": stamp(known.at), "data_version": known.version.version}, stamp(known.until)),
         "model": _model(model),
         "hindsight": _hindsight(model, known.at),
-        "forecasts": [_forecast(contract, intervals, horizon, known.last, made[horizon]) for horizon in wanted],
+        "forecasts": [_forecast(contract, model.card["intervals"], h, known.last, made[h]) for h in wanted],
         "degraded": None,
     }
 
@@ -158,7 +158,7 @@ def known_inputs(contract: Contract, connection: Connection, at: datetime, versi
     """What was known at `at`; raises NoDataYet where nothing was of some series."""
     held = vintages(contract, connection, at, version)
     if (known := held.at(at)) is None:
-        raise NoDataYet(at, read.first_usable(connection, list(held.held), version.loads))
+        raise NoDataYet(at, connection, held)
     return known
 
 
