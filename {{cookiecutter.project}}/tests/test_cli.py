@@ -1,6 +1,9 @@
 """What a person meets at the command line: results, clear errors, exit codes; and data whole after each."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +167,15 @@ def test_an_unchanged_file_of_a_later_day_does_not_make_the_data_fresh(run: Run,
     (project / "data/us-macro/2026-01-01.csv").write_bytes((project / SECOND).read_bytes())
     assert "0 changed" in run("load")[2]
     assert [line for line in run("doctor")[1].splitlines() if "freshness" in line][0] in before
+
+
+def test_who_reads_no_further_gets_no_traceback() -> None:
+    words = "from model_service import cli; cli.data.migrate = print; raise SystemExit(cli.main(['migrate']))"
+    reads, writes = os.pipe()
+    os.close(reads)  # as `head` does once it has its lines
+    done = subprocess.run([sys.executable, "-c", words], stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (1, "error: what read the output has gone\n")
 
 
 MISTAKES = {

@@ -1,6 +1,8 @@
 """The one command: parses the words, runs the verb, turns an error into one message and an exit code."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -18,7 +20,12 @@ def main(words: list[str] | None = None) -> int:
     """Runs one verb; returns its exit code."""
     arguments = _parser().parse_args(words)
     try:
-        return int(arguments.run(arguments) or 0)
+        code = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter fails on it once more
+        return _fail("what read the output has gone", 1)
     except ServiceError as error:
         return _fail(str(error), error.exit_code)
     except psycopg.OperationalError as error:
