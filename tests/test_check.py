@@ -115,6 +115,14 @@ def test_a_target_that_needs_docker_says_so(project: BakedProject, bare: Callabl
     assert "needs Docker: there is no command 'docker'" in done.stderr
 
 
+def test_settings_of_the_env_file_come_as_they_stand_there(project: BakedProject) -> None:
+    file = project.path / ".env"
+    file.write_text("# a remark=1\nMY_TOKEN=YWJj=\nMY_URL=http://a/?b=c=d\n\nMY_LAST=x y")
+    printed = project.run("bash", "-c", '. ops/lib.sh; printf "%s\n" "$MY_TOKEN" "$MY_URL" "$MY_LAST"').stdout
+    file.unlink()
+    assert printed.splitlines() == ["YWJj=", "http://a/?b=c=d", "x y"]
+
+
 def test_an_engine_that_does_not_answer_is_named(project: BakedProject, tmp_path: Path) -> None:
     if not shutil.which("docker"):
         pytest.skip("Docker: no command")

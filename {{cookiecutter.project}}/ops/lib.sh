@@ -19,9 +19,12 @@ say() { printf '%s: %s\n' "$verb" "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 if [ -f .env ]; then                    # what the environment leaves open
-  while IFS='=' read -r key value || [ -n "$key" ]; do
-    case $key in '' | '#'* | $'\r') continue ;; *[!A-Za-z0-9_]*) fail ".env: a line begins with '$key': write NAME=value, without spaces or 'export'" ;; esac
-    value=${value%$'\r'}
+  while IFS= read -r line || [ -n "$line" ]; do
+    line=${line%$'\r'}
+    key=${line%%=*}
+    case $line in '' | '#'*) continue ;; esac
+    case $key in '' | "$line" | *[!A-Za-z0-9_]*) fail ".env: a line begins with '$key': write NAME=value, without spaces or 'export'" ;; esac
+    value=${line#*=}
     case $value in '"'*'"' | "'"*"'") value=${value#?} value=${value%?} ;; esac
     [ -n "${!key+set}" ] || export "$key=$value"
   done <.env
