@@ -113,9 +113,9 @@ def as_of(
 
 
 def newest_known_from(connection: Connection) -> datetime | None:
-    """When the newest value held became known to the world, or None for an empty store."""
+    """When the newest that is held, deletions too, became known to the world, or None for an empty store."""
     row = connection.execute(
-        "SELECT max(known_last) FROM load WHERE new + changed > 0 AND status <> 'blocked'"
+        "SELECT max(known_last) FROM load WHERE new + changed + deleted + vanished > 0 AND status <> 'blocked'"
     ).fetchone()
     return row[0] if row else None
 
