@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -14,10 +15,11 @@ import pytest
 from desk import CELLS, Desk, Twin, Values, day
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import create_model
 
-from model_service.contract import Contract
+from model_service.contract import Contract, Source
 from model_service.errors import ServiceError
-from model_service.loader import run
+from model_service.loader import run, sources
 from model_service.store import connection as entrance
 from model_service.store import judge, ledger, observations, raw, read, wire
 from model_service.store.connection import DatabaseAway, connect
@@ -247,9 +249,29 @@ def test_what_a_complete_payload_lacks_has_vanished_and_is_new_when_it_returns(m
     store = make(complete=True, more="max_vanished = 0.5")
     store.load(0, {A: 5.0, B: 6.0, C: 7.0})
     gone = store.load(30, {A: 5.0, B: 6.0})
+    assert read.newest_known_from(store.connection) == day(30), "up to then a training reads: it must read this, too"
     back = store.load(60, {A: 5.0, B: 6.0, C: 7.0})
     assert (gone["vanished"], back["new"]) == (1, 1)
     assert [C in store.at(number) for number in (10, 40, 70)] == [True, False, True]
+
+
+def test_what_another_kind_of_source_loaded_is_read_again_by_that_kind(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.load(60, {A: 5.0})
+    by_csv, options = sources.reader(store.contract(), store.name)
+    other = SimpleNamespace(
+        PARSER_VERSION=1,
+        Options=create_model("Options", place=str, __config__={"extra": "forbid"}),
+        fetch=lambda _, ask: by_csv.fetch(options, ask),
+        parse=lambda payload, _, series: by_csv.parse(payload, options, series),
+    )
+    real = sources.of
+    monkeypatch.setattr(sources, "of", lambda kind, where: other if kind == "other" else real(kind, where))
+    moved = {store.name: Source.model_validate({"kind": "other", "place": "elsewhere"})}
+    store.write(30, {A: 4.0})
+    run.load(store.contract().model_copy(update={"source": moved}), store.url, store.root, store.said.append)
+    assert [store.at(number) for number in (40, 70)] == [{A: 4.0}, {A: 5.0}]
 
 
 def test_a_vintage_that_reaches_further_and_lacks_a_cell_is_stored_and_counted(make: Callable[..., Store]) -> None:

@@ -6,8 +6,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+
 from model_service.contract import Series
-from model_service.loader import Cell, Payload, Reject, checks
+from model_service.errors import ServiceError
+from model_service.loader import Cell, Payload, Reject, checks, sources
 from model_service.loader.sources import Kind
 from model_service.store import ledger, quarantine, raw
 from model_service.store.connection import Connection
@@ -46,19 +49,31 @@ class Reader:
                 known=ledger.vintage_of(row["request"]) or row["observed_at"],
                 scope=row["scope"],
                 complete=row["complete"],
-                cells=partial(self._by_rules(row["rules"], entry.dataset, ids)._cells, row, ids),
+                cells=partial(self._by_rules(row, entry.dataset, ids)._cells, row, ids),
             )
 
-    def _by_rules(self, rules: Row | None, dataset: str, ids: Mapping[str, int]) -> "Reader":
-        """The one that read a load by these rules; one that recorded none is read as today."""
+    def _by_rules(self, row: Row, dataset: str, ids: Mapping[str, int]) -> "Reader":
+        """The one that read that load; one that recorded no rules is read as today.
+
+        Raises UsageError for a kind of source that is no longer here, ServiceError for options that it no longer takes.
+        """
+        rules = row["rules"]
         if not rules:
             return self
+        source = sources.of(rules["kind"], f"load {row['load_id']}") if "kind" in rules else self.source
+        try:
+            options = source.Options.model_validate(rules["options"])
+        except ValidationError as error:
+            raise ServiceError(
+                f"what load {row['load_id']} said must be read again, by its options {rules['options']}, which"
+                f" [source.{dataset}] no longer takes: restore its kind ({error.error_count()} options do not fit)"
+            ) from None
         series = {
             name: Series(source=dataset, unit="", release_lag_days=0, **declared)
             for name, declared in rules["series"].items()
             if name in ids
         }
-        return Reader(self.connection, self.source, self.source.Options.model_validate(rules["options"]), series)
+        return Reader(self.connection, source, options, series)
 
     def _cells(self, row: Row, ids: Mapping[str, int]) -> Batches:
         wanted = quarantine.settled(self.connection, row["rank"]) if row["kind"] == "retry" else None

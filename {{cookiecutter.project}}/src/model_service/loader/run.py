@@ -119,13 +119,15 @@ class Run:
         self.series = self.contract.of_source(self.dataset)
         self.kept = Reader(self.connection, self.source, self.options, self.series)
         self.rules = {
+            "kind": self.contract.source[self.dataset].kind,
             "options": self.options.model_dump(mode="json", by_alias=True, exclude_unset=True),
             "series": {name: checks.rules_of(one) for name, one in self.series.items()},
         }
         # Where the bytes come from does not change what they say.
         elsewhere = {"path", "index", "login", *Web.model_fields}
         read_by = {name: value for name, value in self.rules["options"].items() if name not in elsewhere}
-        self.rules_hash = digests.of_json([self.rules | {"options": read_by}, self.source.PARSER_VERSION])
+        read_as = {"options": read_by, "series": self.rules["series"]}
+        self.rules_hash = digests.of_json([read_as, self.source.PARSER_VERSION])
         self.head = ledger.head(self.connection, self.dataset)
 
     def ask(self, root: Path, window: Window, until: Event | None = None) -> Ask:
