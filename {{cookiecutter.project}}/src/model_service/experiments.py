@@ -171,7 +171,7 @@ def _plain(value: Any) -> str:
 
 def _ratios(rmse: Mapping[str, list[float]], horizons: list[int]) -> str:
     pairs = zip(horizons, rmse["model"], rmse["last_value"], strict=True)
-    return " ".join(f"{horizon}: {own / last:.2f}" for horizon, own, last in pairs)
+    return " ".join(f"{horizon}: {own / last:.2f}" if last else f"{horizon}: -" for horizon, own, last in pairs)
 
 
 def _short(digest: str) -> str:
