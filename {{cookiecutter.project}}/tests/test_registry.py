@@ -84,6 +84,28 @@ def test_every_change_of_a_models_state_is_a_row_with_who_from_to_and_why(loader
     assert is_whole(loader)
 
 
+def test_a_rollback_never_goes_to_what_a_rollback_or_an_undone_deployment_left(
+    loader: Connection, tmp_path: Path
+) -> None:
+    first, second, third = (registered(loader, tmp_path, number) for number in (1, 2, 3))
+    for version, action in ((first, "promote"), (second, "import"), (first, "import"), (third, "promote")):
+        registry.promote(loader, version, action, "by an image that never got ready, the second")
+    assert registry.rollback(loader, "one back") == first
+    with pytest.raises(ServiceError, match="no earlier champion"):
+        registry.rollback(loader, "to the one that was undone")
+    for version in (second, first):
+        registry.promote(loader, version, "promote", "both were good")
+    assert [registry.rollback(loader, "one more") for _ in range(2)] == [second, first]
+    with pytest.raises(ServiceError, match="no earlier champion"):
+        registry.rollback(loader, "one too many")
+
+
+def test_a_target_that_never_moved_can_be_listed(loader: Connection, tmp_path: Path) -> None:
+    still = {"rmse": {"model": [0.1], "last_value": [0.0]}, "origins": {"scored": 9, "first": "1998-01-01"}}
+    registered(loader, tmp_path, 1, metrics=still)
+    assert "1: -" in experiments.models_text(experiments.models(loader))
+
+
 @pytest.mark.ml_test("infra-7", sabotage=True)
 def test_a_rollback_that_leaves_no_transition_is_seen(url: str, loader: Connection, tmp_path: Path) -> None:
     for number in (1, 2):

@@ -149,16 +149,26 @@ def _retire_challenger(connection: Connection, action: str, reason: str) -> int 
 def rollback(connection: Connection, reason: str) -> int:
     """Makes the champion before this one champion again; returns its version. Raises ServiceError without one."""
     with _alone(connection):
-        now = champion(connection)
-        row = connection.execute(  # what a rollback left behind is not what it goes back to the next time
-            "SELECT previous FROM promotion WHERE version = %s AND action <> 'rollback'"
-            " ORDER BY promotion_id DESC LIMIT 1",
-            [now.version if now else None],
-        ).fetchone()
-        if row is None or row[0] is None:
+        before = _champions(connection)[:-1]
+        if not before:
             raise ServiceError("there is no earlier champion to go back to")
-        promote(connection, row[0], "rollback", reason)
-    return int(row[0])
+        promote(connection, before[-1], "rollback", reason)
+    return before[-1]
+
+
+def _champions(connection: Connection) -> list[int]:
+    """The champion's version, the last, and before it those that were replaced, without what a rollback left behind.
+
+    An image with the model before this one goes back to it as well: that is how a deployment is undone.
+    """
+    found: list[int] = []
+    for version, action in connection.execute("SELECT version, action FROM promotion ORDER BY promotion_id"):
+        if version in found[:-1] and (action == "rollback" or action == "import" and version == found[-2]):
+            while found[-1] != version:
+                found.pop()
+        else:
+            found.append(version)
+    return found
 
 
 def export(connection: Connection, folder: Path) -> Registered:
