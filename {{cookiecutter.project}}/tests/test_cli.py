@@ -266,6 +266,13 @@ def test_from_load_to_trace_and_back_to_the_bytes(run: Run, project: Path, url: 
     assert f"{FIRST}\n" in output
     assert SECOND not in output  # not known on that day
     assert output.endswith("complete\n")
+    explained = {("explanations" if part == "forecasts" else part): answer[part] for part in answer}
+    (project / "explained.json").write_text(json.dumps(explained))
+    assert run("trace", str(project / "explained.json"))[1] == output
+    explained["as_of"] = answer["as_of"] | {"known_at": "2016-07-01T12:00:00"}  # where?
+    (project / "explained.json").write_text(json.dumps(explained))
+    code, _, messages = run("trace", str(project / "explained.json"))
+    assert (code, "holds no answer of /v1/" in messages) == (2, True)
     changed = json.loads((project / "answer.json").read_text())
     changed["forecasts"][0]["value"] += 0.1
     (project / "answer.json").write_text(json.dumps(changed))

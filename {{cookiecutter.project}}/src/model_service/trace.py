@@ -25,9 +25,11 @@ def read_answer(source: str) -> dict[str, Any]:
         body = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text("utf-8"))
         body = {"as_of": None} | body.get("_source", body)
         body.setdefault("forecasts", body.get("output") or body.get("explanations") or body.get("predictions"))
-        clocks = body["as_of"] or {"known_at": "2000-01-01", "data_version": ""}
-        for part in (body["model"]["digest"], clocks["data_version"], str(datetime.fromisoformat(clocks["known_at"]))):
+        clocks = body["as_of"] or {"known_at": "2000-01-01T00:00:00Z", "data_version": ""}
+        for part in (body["model"]["digest"], clocks["data_version"]):
             str.strip(part)
+        if datetime.fromisoformat(clocks["known_at"]).tzinfo is None:
+            raise ValueError
         [dict(one) for one in body["forecasts"]]
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}") from None
