@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextvars
 import itertools
 import signal
 import socket
@@ -30,7 +31,7 @@ from model_service.serving import body, door, predictor, slots
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door
 from model_service.serving.edge import Problem
-from model_service.serving.slots import Full, Slots, Unable
+from model_service.serving.slots import Full, Interrupter, Slots, Unable
 
 LATE = 5.0  # beyond any time that is asked for, and what a crowded machine adds
 
@@ -63,6 +64,40 @@ async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def test_a_run_is_not_ended_for_the_one_before_it() -> None:
+    class Slow:
+        """Options of a run that are told to end as the run ends by itself."""
+
+        ended = False
+
+        @property
+        def terminate(self) -> bool:
+            return self.ended
+
+        @terminate.setter
+        def terminate(self, value: bool) -> None:
+            late.set()
+            begun.wait(0.5)
+            self.ended = value
+
+    late, begun = threading.Event(), threading.Event()
+    interrupter = Interrupter(1.0)
+    interrupter._options = Slow()  # type: ignore[assignment]
+    interrupter.start()
+
+    def second() -> bool:
+        begun.set()
+        time.sleep(0.2)
+        return bool(artifact.interrupt.get().terminate)  # type: ignore[union-attr]
+
+    def scene() -> bool:
+        interrupter.run(lambda: late.wait(LATE))
+        return interrupter.run(second)
+
+    assert not contextvars.copy_context().run(scene)
+    interrupter.stop()
 
 
 def test_so_many_at_a_time_so_many_in_line_and_the_rest_is_sent_away() -> None:

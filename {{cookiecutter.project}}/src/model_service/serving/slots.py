@@ -52,6 +52,7 @@ class Interrupter:
         self.took = 0.0  # seconds, the last run
         self._since = NEVER
         self._options = onnxruntime.RunOptions()
+        self._lock = threading.Lock()  # or the watcher could end the next run in place of one that just ended
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -69,17 +70,19 @@ class Interrupter:
                 raise Interrupted from None
             raise
         finally:
-            self.took, self._since = time.monotonic() - self._since, NEVER
-            if self._options.terminate:
-                self._options = onnxruntime.RunOptions()
+            with self._lock:
+                self.took, self._since = time.monotonic() - self._since, NEVER
+                if self._options.terminate:
+                    self._options = onnxruntime.RunOptions()
 
     def stop(self) -> None:
         self._ended.set()
 
     def _watch(self) -> None:
         while not self._ended.wait(self.seconds / 4):
-            if time.monotonic() - self._since > self.seconds:
-                self._options.terminate = True
+            with self._lock:
+                if time.monotonic() - self._since > self.seconds:
+                    self._options.terminate = True
 
 
 class Slots:
