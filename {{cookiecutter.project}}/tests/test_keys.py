@@ -69,6 +69,13 @@ def test_no_key_reaches_a_log_line_or_a_metric(guarded: tuple[Project, Server]) 
     assert "/v1/***" in lines  # the control: it would have stood there
 
 
+def test_who_is_refused_counts_at_the_route_that_was_asked(guarded: tuple[Project, Server]) -> None:
+    _, server = guarded
+    asked(server, "/v1/model", "neither")
+    counted = httpx.get(f"{server.url}/metrics").text
+    assert 'http_requests_total{method="GET",route="/v1/model",status="401"}' in counted
+
+
 def test_every_key_is_compared_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
     real = hmac.compare_digest

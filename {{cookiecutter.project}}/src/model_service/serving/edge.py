@@ -126,8 +126,9 @@ class Edge:
         self.app = app
         self.door = door
         self._requests = Requests(app.title, log, metrics)
-        routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path in hot]
-        self._hot = {(method, route.path): route for route in routes for method in route.methods or ()}
+        routes = {route.path: route for route in app.routes if isinstance(route, APIRoute)}
+        self._paths = frozenset(routes)
+        self._hot = {(method, path): routes[path] for path in hot for method in routes[path].methods or ()}
         self.keys = allowed
         self.metrics = metrics
         for name in (*allowed.names, "refused") if allowed.names else ():
@@ -166,8 +167,10 @@ class Edge:
             log.exception("request failed")
         finally:
             self.door.leave()
-            route = str(getattr(scope.get("route"), "path", scope["path"] if status < 400 else "unmatched"))
-            self._requests.put(scope["method"], scope["path"], route, status, time.perf_counter_ns() - started)
+            path = scope["path"]
+            at_the_edge = path if status < 400 or path in self._paths else "unmatched"  # refused before it was routed
+            route = str(getattr(scope.get("route"), "path", at_the_edge))
+            self._requests.put(scope["method"], path, route, status, time.perf_counter_ns() - started)
             request_id.reset(token)
 
     @staticmethod
