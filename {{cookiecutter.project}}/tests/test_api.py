@@ -23,8 +23,8 @@ from model_service import contract as contracts
 from model_service.contract import Contract
 from model_service.loader import run
 from model_service.serving import page, routes
-from model_service.serving.door import PROBES
 from model_service.serving.runtime import Runtime
+from model_service.telemetry import PROBES
 
 NAME = contracts.load(SAMPLE / "service.toml").service.name
 JSON = {"content-type": "application/json"}

@@ -32,6 +32,7 @@ from model_service.serving.cache import Cache
 from model_service.serving.door import Door
 from model_service.serving.edge import Problem
 from model_service.serving.slots import Full, Interrupter, Slots, Unable
+from model_service.telemetry import PROBES
 
 LATE = 5.0  # beyond any time that is asked for, and what a crowded machine adds
 
@@ -331,7 +332,7 @@ def test_who_waited_half_its_time_for_the_loop_is_sent_away_and_probes_are_not()
         time.sleep(0.12)  # one answer takes long, the next came in meanwhile
         refused = ours.enter("/v1/predict")
         assert refused and refused[0] == 429
-        assert [ours.enter(path) for path in sorted(door.PROBES)] == [None] * 5
+        assert [ours.enter(path) for path in sorted(PROBES)] == [None] * 5
         assert door.left() < 0.1
         assert unanswered.labels("line_slow")._value.get() == 1
         await asyncio.sleep(0)

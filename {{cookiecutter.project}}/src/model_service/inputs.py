@@ -57,7 +57,7 @@ class Feature(Section):
 
     @property
     def names(self) -> list[str]:
-        """Input names: `SERIES.transform[size].lagN`, `calendar.CYCLE.sin`, or `SERIES+SERIES.function[size]`."""
+        """`SERIES.transformSIZE.lagN`, `calendar.CYCLE.sin` or `SERIES+SERIES.functionSIZE`; no SIZE where it is 1."""
         if self.calendar:
             return [f"calendar.{self.calendar}.{wave}" for wave in ("sin", "cos")]
         size = "" if (longest := max(self.span, self.window)) == 1 else str(longest)

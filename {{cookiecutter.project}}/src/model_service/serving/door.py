@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 from prometheus_client import Counter
 
 from model_service.contract import END_SECONDS
+from model_service.telemetry import PROBES
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 WATCHED_SECONDS = 30.0  # who did not ask for readiness for so long does not wait to be told
 STEP_SECONDS = 0.05
 SAYS = {

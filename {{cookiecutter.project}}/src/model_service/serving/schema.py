@@ -11,8 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from model_service import explain, features
 from model_service.contract import Contract
 from model_service.serving import keys
-from model_service.serving.door import PROBES
 from model_service.serving.edge import MAX_MISTAKES
+from model_service.telemetry import PROBES
 
 Schema = dict[str, Any]
 TOLD = "x-told"  # where a route's own part of the document waits for the rest

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 FEW = 8  # lines of requests that are written at a time
 WAIT_SECONDS = 0.05  # for more to come
-QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: their good answers are not news
+# Asked every few seconds: their good answers are not news.
+PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
@@ -105,7 +106,7 @@ class Requests:
         lines = []
         for at, identifier, method, path, route, status, nanoseconds in waiting:
             self._metrics.request(method, route, status, nanoseconds / 1e9)
-            level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO
+            level = logging.DEBUG if route in PROBES and status < 400 else logging.INFO
             if self._log.isEnabledFor(level):
                 path = path[:1000]
                 line = self._json.line(at, level, f"{method} {path} {status}", self._log.name, identifier)
