@@ -361,7 +361,7 @@ def test_days_that_are_never_a_weekend_are_refused_as_a_target(contract: Contrac
     path = project / "service.toml"
     path.write_text(path.read_text().replace("[series.PAYEMS]", '[series.STOCKS]\nfrequency = "day"\n[series.PAYEMS]'))
     run.possible(by_stocks(contract, stocks, "weekday"), path)
-    with pytest.raises(UsageError, match=r"STOCKS\.frequency: STOCKS has no value on a Saturday or a Sunday.*weekday"):
+    with pytest.raises(UsageError, match=r"STOCKS\.frequency: it has no weekends: write weekday"):
         run.possible(by_stocks(contract, stocks, "day"), path)
 
 

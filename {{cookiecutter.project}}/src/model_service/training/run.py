@@ -171,16 +171,11 @@ def possible(table: Cases, declared: Path) -> None:
     train, place, target = table.contract.train, table.first_backtest, table.contract.target
     below = int((table.anchor <= 0).sum())
     if target.transform == "log_difference" and below > table.contract.gate.max_incomplete * table.anchor.size:
-        raise UsageError(
-            f"{where(declared, 'target', 'transform')}: log_difference needs values above 0, and {target.series} has"
-            f" none at {below} of {table.anchor.size} origins: choose difference or level"
-        )
+        mend = f"above 0, and {target.series} has none at {below} of {table.anchor.size} origins: choose difference"
+        raise UsageError(f"{where(declared, 'target', 'transform')}: log_difference needs values {mend}")
     days = table.held[target.series].period % 7  # of ordinals by day: 6 and 0 are Saturday and Sunday
     if table.contract.series[target.series].frequency == "day" and not np.isin(days, (6, 0)).any():
-        raise UsageError(
-            f"{where(declared, 'series', target.series, 'frequency')}: {target.series} has no value on a Saturday or a"
-            " Sunday, which horizons would count: write weekday"
-        )
+        raise UsageError(f"{where(declared, 'series', target.series, 'frequency')}: it has no weekends: write weekday")
     months = [f"{features.moment(int(origin)):%Y-%m-%d}" for origin in table.origin]
     ready, last = np.flatnonzero(table.complete), len(table.origin) - FEWEST_ORIGINS
     enough = int(ready[estimators.FEWEST_CASES - 1]) + 1 if ready.size >= estimators.FEWEST_CASES else last + 1
