@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, Run
 
 from model_service import contract as contracts
+from model_service.errors import ServiceError
 from model_service.loader import follow
 
 FIRST, SECOND = "data/us-macro/2016-06-29.csv", "data/us-macro/2016-07-29.csv"
@@ -178,6 +179,15 @@ def test_a_mistake_of_the_code_ends_all_with_it(project: Path, url: str, monkeyp
     monkeypatch.setattr(follow.run, "one", broken)
     with pytest.raises(ZeroDivisionError):
         follow.follow(contracts.load(project / "service.toml"), url, project, print, lambda: None)
+
+
+def test_a_source_that_has_failed_for_days_is_still_tried_again(
+    contract: contracts.Contract, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow.run, "one", lambda *_, **__: (_ for _ in ()).throw(ServiceError("away")))
+    dataset = next(iter(contract.source))
+    one = follow.Follower(contract, "", dataset, project, print, print, threading.Event(), failures=5_000)
+    assert one._round() >= follow.REST_SECONDS / 2
 
 
 def test_how_often_it_looks_follows_from_the_cadence(project: Path) -> None:

@@ -72,7 +72,7 @@ class Follower:
         except (ServiceError, psycopg.Error) as error:
             self.outcomes["failed"] += 1
             self.failures += 1
-            wait = min(2.0**self.failures, max(self.every, REST_SECONDS)) * random.uniform(0.5, 1)  # noqa: S311
+            wait = min(2.0 ** min(self.failures, 30), max(self.every, REST_SECONDS)) * random.uniform(0.5, 1)  # noqa: S311
             return self._waits(wait, f"failed: {str(error).strip()}; tries again")
         self.failures = 0
         return self._waits(self.every, "looks again") if self.every else 0.0
