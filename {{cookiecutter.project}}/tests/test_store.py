@@ -514,6 +514,30 @@ def test_kept_bytes_that_were_damaged_are_not_taken_for_the_providers(store: Sto
     assert store.at(0) == {A: 5.0}
 
 
+@pytest.mark.parametrize("step", ["keep", "parse"])
+def test_a_file_that_is_written_to_while_it_is_loaded_is_not_loaded(
+    store: Store, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = raw.keep
+
+    def meanwhile(connection: Any, path: Path, *given: Any) -> None:
+        content = path.read_bytes()
+        if step != "keep":
+            honest(connection, path, *given)
+        path.write_bytes(content.replace(b"5.0", b"9.0"))
+        if step == "keep":
+            honest(connection, path, *given)
+
+    monkeypatch.setattr(raw, "keep", meanwhile)
+    with pytest.raises(ServiceError, match=r"2010-01-01\.csv: was written to while it was read"):
+        store.load(0, {A: 5.0})
+    assert store.count("SELECT count(*) FROM load") == 0
+    monkeypatch.setattr(raw, "keep", honest)
+    load = store.load(0, {A: 5.0}, right={A: 6.0})["load_id"]
+    store.correct(load)
+    assert store.at(0) == {A: 6.0}
+
+
 def test_bytes_are_kept_in_parts_and_come_back_as_they_were(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,10 +170,16 @@ class Run:
             started_at=started, observed_at=started, scope=list(payload.series or self.series),
             complete=payload.complete,
         )  # fmt: skip
-        found = self._commit(entry, partial(self.source.parse, payload, self.options, self.series), payload=payload)
+        found = self._commit(entry, partial(self._parsed, payload, sha256), payload=payload)
         if found["outcome"] == "loaded":
             self._remember(payload)
         return result | {"sha256": sha256} | found
+
+    def _parsed(self, payload: Payload, sha256: str) -> Iterator[Cell | Reject]:
+        """Raises ServiceError at the end when the bytes are others than those that were kept."""
+        yield from self.source.parse(payload, self.options, self.series)
+        if raw.sha256_of(payload.path) != sha256:
+            raise ServiceError(f"{payload.name}: was written to while it was read; nothing was committed: run again")
 
     def again(self, found: dict[str, Any], kind: str, reason: str) -> Result:
         """Loads what `found`, a row of the ledger, kept, as a correction or a retry of it."""
@@ -199,11 +205,7 @@ class Run:
         return self._commit(entry, partial(self.kept.records, found, wanted), taken.values())
 
     def _commit(
-        self,
-        entry: ledger.Entry,
-        records: Records,
-        taken: Collection[int] = (),
-        payload: Payload | None = None,
+        self, entry: ledger.Entry, records: Records, taken: Collection[int] = (), payload: Payload | None = None
     ) -> Result:
         """One transaction: all of the load; or, when a check blocks it, its ledger row and the checks alone."""
         with self.connection.transaction(force_rollback=self.dry):

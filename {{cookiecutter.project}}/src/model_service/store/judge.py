@@ -23,8 +23,7 @@ CREATE TEMP TABLE verdict (line bigint, series_id integer, valid_time timestampt
     value double precision, state smallint, held double precision, outcome text) ON COMMIT DROP;
 CREATE TEMP TABLE stated (series_id integer, valid_time timestamptz, known_from timestamptz,
     value double precision, state smallint, load_id bigint, rank bigint) ON COMMIT DROP;
-SET LOCAL work_mem = '64MB';
-SET LOCAL jit = off;
+SET LOCAL work_mem = '64MB'; SET LOCAL jit = off;
 """
 
 # What was known at %(known)s of the series and periods in question, this load's own rows among it.
@@ -110,8 +109,7 @@ AND t.rank < %(rank)s AND t.series_id = v.series_id AND t.valid_time = v.valid_t
 VANISH = f"""
 INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state)
 SELECT h.series_id, h.valid_time, %(known)s, %(load)s, NULL, 2 FROM ({AS_OF}) h JOIN series n USING (series_id)
-WHERE h.state <> 2
-AND NOT EXISTS (SELECT FROM stage s WHERE s.series_id = h.series_id AND s.valid_time = h.valid_time)
+WHERE h.state <> 2 AND NOT EXISTS (SELECT FROM stage s WHERE s.series_id = h.series_id AND s.valid_time = h.valid_time)
 AND NOT EXISTS (SELECT FROM stated t WHERE t.series_id = h.series_id AND t.valid_time = h.valid_time
                 AND t.known_from = %(known)s AND t.rank < %(rank)s)
 AND NOT EXISTS (SELECT FROM quarantine q WHERE q.load_id = %(load)s
@@ -193,10 +191,8 @@ WHERE t.load_id <> %(load)s AND (h.state <> t.state OR t.state = 0 AND h.value <
 LATER = """
 SELECT known_from, bool_or(withdrawn) FROM (
     SELECT DISTINCT known_from, false AS withdrawn FROM stated WHERE known_from > %(since)s
-    UNION ALL
-    SELECT DISTINCT known_from, true FROM observation o JOIN touched USING (series_id, valid_time)
-    WHERE o.status = 'withdrawn' AND o.known_from > %(since)s) s
-GROUP BY 1 ORDER BY 1
+    UNION ALL SELECT DISTINCT known_from, true FROM observation o JOIN touched USING (series_id, valid_time)
+    WHERE o.status = 'withdrawn' AND o.known_from > %(since)s) s GROUP BY 1 ORDER BY 1
 """
 RESTORE = """
 INSERT INTO observation (series_id, valid_time, known_from, load_id, value, state, status)

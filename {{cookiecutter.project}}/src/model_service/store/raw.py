@@ -19,16 +19,23 @@ def sha256_of(path: Path) -> str:
 
 
 def keep(connection: Connection, path: Path, sha256: str, media_type: str) -> None:
-    """Stores the bytes in parts, compressed, all or none. Bytes that are held already cost nothing."""
+    """Stores the bytes in parts, compressed, all or none. Bytes that are held already cost nothing.
+
+    Raises ServiceError when they do not have that hash any more.
+    """
     if connection.execute("SELECT FROM raw_object WHERE sha256 = %s LIMIT 1", [sha256]).fetchone():
         return
+    digest = hashlib.sha256()
     with path.open("rb") as file, connection.transaction():
         for part, block in enumerate(iter(lambda: file.read(PART_BYTES), b"")):
+            digest.update(block)
             connection.execute(
                 "INSERT INTO raw_object (sha256, part, media_type, bytes) VALUES (%s, %s, %s, %s)"
                 " ON CONFLICT DO NOTHING",
                 [sha256, part, media_type, zlib.compress(block)],
             )
+        if digest.hexdigest() != sha256:
+            raise ServiceError(f"{path.name}: was written to while it was read; nothing was kept: run again")
 
 
 @contextmanager

@@ -185,8 +185,7 @@ def possible(table: Cases, declared: Path) -> None:
         if (known := int((~np.isnan(made).any(axis=1)).sum())) < estimators.FEWEST_CASES <= last:
             raise ServiceError(
                 f"{where(declared, 'feature', number)}: {one.names[-1]} needs the last {one.reach} values, which are"
-                f" there at {known} of {last} origins (at least {estimators.FEWEST_CASES}): shorten its lags, window or"
-                " span, leave it out, or load more"
+                f" there at {known} of {last} origins (at least {estimators.FEWEST_CASES}): shorten that, or load more"
             )
     if not enough <= place <= last:
         mend = f"choose one from {months[enough]} to {months[last]}, or load more" if enough <= last else "load more"
