@@ -119,6 +119,7 @@ def test_a_rollback_that_leaves_no_transition_is_seen(url: str, loader: Connecti
 def test_the_same_model_again_is_the_same_version_and_no_transition(loader: Connection, tmp_path: Path) -> None:
     assert registered(loader, tmp_path, 1) == registered(loader, tmp_path, 1)
     assert len(life(loader, 1)) == 1
+    assert registered(loader, tmp_path, 2) == 2  # a stack that imports its image's model at each `up` counts on
     assert registry.promote(loader, 1, "promote", "once")
     assert not registry.promote(loader, 1, "promote", "twice")
     assert len(life(loader, 1)) == 2

@@ -32,14 +32,17 @@ class Registered:
 
 
 def register(connection: Connection, folder: Path, reason: str) -> int:
-    """Stores the model in `folder` as a candidate; the same digest again is the same version. Raises ArtifactError."""
+    """Stores the model in `folder` as a candidate; the same digest again is the same version, and takes no number.
+
+    Raises ArtifactError.
+    """
     files, digest = artifact.read(folder)
     texts = {name: files[name].decode() for name in files if name != "model.onnx"}
     with connection.transaction():
         row = connection.execute(
-            "INSERT INTO model (digest, files, onnx) VALUES (%s, %s, %s) ON CONFLICT (digest) DO NOTHING"
-            " RETURNING version",
-            [digest, json.dumps(texts), files["model.onnx"]],
+            "INSERT INTO model (digest, files, onnx) SELECT %(digest)s, %(texts)s::jsonb, %(onnx)s WHERE NOT EXISTS"
+            " (SELECT FROM model WHERE digest = %(digest)s) ON CONFLICT (digest) DO NOTHING RETURNING version",
+            {"digest": digest, "texts": json.dumps(texts), "onnx": files["model.onnx"]},
         ).fetchone()
         if row:
             _move(connection, row[0], "candidate", "register", reason)
