@@ -87,11 +87,10 @@ def bake_with_environment(
 
 @pytest.mark.parametrize("estimator", ["elastic_net", "random_forest", "gradient_boosting"])
 def test_every_other_estimator_passes_the_gate_on_the_unemployment_rate(
-    bake_with_environment: Callable[..., BakedProject], estimator: str
+    bake_with_environment: Callable[..., BakedProject], loaded: BakedProject, estimator: str
 ) -> None:
     project = bake_with_environment(estimator=estimator)
-    project.service("migrate")
-    project.service("load")
+    project.run("cp", "-a", loaded.path / ".local", project.path)  # what is loaded does not depend on the estimator
     done = project.service("train")
     assert "is the champion" in done.stdout
     assert json.loads(project.text("build/report.json"))["card"]["estimator"] == estimator
