@@ -53,6 +53,7 @@ class Repository:
             "PATH": self.project.env["PATH"],
         }
         env |= {"UV": str(TOOLS / "uv"), "BALANCER_PORT": str(self.port), "READY_SECONDS": "10", "NO_COLOR": "1"}
+        env |= {"MYPY_CACHE_DIR": str(self.folder / "mypy")}  # of files that did not change, types are looked at once
         words = ["push", "--platform", "ubuntu-latest=-self-hosted", "--workflows", f".github/workflows/{workflow}.yml"]
         command = [TOOLS / "act", *words, "--var", "DEPLOY_HOST=local"]
         return subprocess.run(command, cwd=self.project.path, env=env, capture_output=True, text=True)
