@@ -42,7 +42,7 @@ def apart(url: str, declared: Contract, rows: int, folder: Path) -> list[dict[st
         kept = time.perf_counter() - begun
     begun = time.perf_counter()
     found = source.parse(Payload(path.name, path, "text/csv", LATEST), options, series)
-    good = sum(len(batch) for batch, _ in checks.sift(found, ids, series, LATEST))
+    good = sum(len(batch) for batch, _ in checks.check_cells(found, ids, series, LATEST))
     parsed = time.perf_counter() - begun
     if good != count:
         raise SystemExit(f"{good} of {count} lines were read")

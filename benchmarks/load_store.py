@@ -206,7 +206,7 @@ def fill(url: str, declared: Contract, periods: int, progress: Callable[[str], N
         for age in range(VINTAGES, 0, -1):
             if age == 1 and index:
                 owner.execute(index[0])
-            load_id = ledger.draw(connection)
+            load_id = ledger.next_load_id(connection)
             count = copy(connection, cells(ids, periods, vintage(age), VINTAGES - age), load_id)
             with connection.transaction():
                 ledger.write(connection, load_id, entry(f"held {age}", vintage(age)), ledger.Counts(count, new=count))

@@ -49,7 +49,7 @@ def ready() -> Iterator[None]:
 
 def reference(url: str, declared: Contract, periods: int, known: datetime, like: int) -> float:
     with connect(url, "loader") as connection:
-        ids, load_id = registered(connection, declared), ledger.draw(connection)
+        ids, load_id = registered(connection, declared), ledger.next_load_id(connection)
         begun = time.perf_counter()
         copy(connection, cells(ids, periods, known, like), load_id)
         return time.perf_counter() - begun

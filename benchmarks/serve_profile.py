@@ -19,10 +19,10 @@ CHECK, MODEL, AUDIT, LOG, ENCODE = (
 APP, SERVER, ASIDE = "framework: the rest of the app", "server: uvicorn and socket", "other threads"
 STAGES = (CHECK, MODEL, AUDIT, LOG, ENCODE, APP, SERVER, ASIDE)
 OURS: tuple[Stage, ...] = (
-    (CHECK, "model_service.serving.body:Inputs", ("rows", "strange", "outside")),
+    (CHECK, "model_service.serving.body:Inputs", ("rows", "out_of_range", "names_out_of_range")),
     (CHECK, "model_service.serving.runtime:Runtime", ("_finite",)),
     (MODEL, "model_service.artifact:Model", ("predict",)),
-    (AUDIT, "model_service.serving.runtime:Runtime", ("answered",)),
+    (AUDIT, "model_service.serving.runtime:Runtime", ("record_answer",)),
     (LOG, "model_service.telemetry:Requests", ("put", "flush")),
     (ENCODE, "model_service.serving.routes", ("as_json",)),
 )

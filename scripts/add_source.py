@@ -16,7 +16,7 @@ from typing import Any
 
 from model_service import contract
 from model_service.errors import ServiceError, UsageError
-from model_service.mistakes import nearest
+from model_service.mistakes import did_you_mean
 
 TEMPLATE = Path(__file__).resolve().parents[1]
 PROJECT = Path.cwd()
@@ -55,7 +55,7 @@ def part(source: str) -> tuple[Files, str]:
     choices: Mapping[str, Mapping[str, Mapping[str, str]]] = manifest["answers"]["source"]
     if source not in choices:
         asked = f"the template has no source {source!r}" if source else "which source? make add-source SOURCE=NAME"
-        raise UsageError(f"{asked}: there are {', '.join(choices)}{nearest(source, choices) if source else ''}")
+        raise UsageError(f"{asked}: there are {', '.join(choices)}{did_you_mean(source, choices) if source else ''}")
     files = {target: (TEMPLATE / path).read_bytes() for path, target in choices[source].get("copy", {}).items()}
     return files, "".join((TEMPLATE / path).read_text("utf-8") for path in choices[source].get("append", {}))
 

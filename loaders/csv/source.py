@@ -19,9 +19,9 @@ from pydantic import AfterValidator, Field, model_validator
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import VALUE, Cell, Payload, Reject, Seen, SourceError, value_of
+from model_service.loader import VALUE, Cell, Payload, Reject, Seen, SourceError, parse_value
 from model_service.loader.files import GZIP, PARQUET, Files, Format, fetch
-from model_service.mistakes import Section, nearest
+from model_service.mistakes import Section, did_you_mean
 
 __all__ = ["PARSER_VERSION", "Options", "fetch", "parse"]
 
@@ -140,7 +140,7 @@ def _line(
     values = [(name, text) for name, text in values if text not in options.missing]
     for name, text in values:
         if name not in series:  # long only
-            yield Reject(None, line, _shown(text), "series", f"{name!r} is not declared{nearest(name, series)}")
+            yield Reject(None, line, _shown(text), "series", f"{name!r} is not declared{did_you_mean(name, series)}")
             return
     when = cells[places[options.date.column]]
     try:
@@ -152,7 +152,7 @@ def _line(
         return
     for name, text in values:
         period, valid_time = periods.period(when, options.date.format, series[name].frequency)
-        value, _, rule, detail = value_of(text if options.decimal == "." else text.translate(_SWAP))
+        value, _, rule, detail = parse_value(text if options.decimal == "." else text.translate(_SWAP))
         detail += f" with decimal {options.decimal!r}" * (rule == "number")
         if not rule and (first := seen.line(name, vintage, period, line)):
             rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"
@@ -202,7 +202,7 @@ def _places(file: str, header: list[str], options: Options, series: Mapping[str,
     """Place of every column by name. Raises SourceError: one is missing, stands twice, or dates are too coarse."""
     values = tuple(series) if options.layout == "wide" else (options.series_column, options.value_column)
     needed = [name for name in (options.date.column, options.vintage_column, *values) if name is not None]
-    mistakes = [f"no column {name!r}{nearest(name, header)}" for name in needed if name not in header]
+    mistakes = [f"no column {name!r}{did_you_mean(name, header)}" for name in needed if name not in header]
     mistakes += [f"column {name!r} stands twice" for name in dict.fromkeys(needed) if header.count(name) > 1]
     order, named = periods.FREQUENCIES.index, periods.grain(options.date.format)
     mistakes += [

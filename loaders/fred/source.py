@@ -24,7 +24,7 @@ from pydantic import Field
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import DELETED, Ask, Cell, Payload, Reject, Seen, SourceError, value_of
+from model_service.loader import DELETED, Ask, Cell, Payload, Reject, Seen, SourceError, parse_value
 from model_service.loader.web import Client, Url, Web, shown
 
 PARSER_VERSION = 1
@@ -159,7 +159,7 @@ def _period(
         period, valid_time = periods.period(row["date"], DAY, frequency)
         if snapshot or start > first:
             known = None if snapshot else periods.known_from(start, DAY)
-            value, state, rule, detail = value_of(raw, ".")
+            value, state, rule, detail = parse_value(raw, ".")
             if not rule and (earlier := seen.line(name, known, period, line)):
                 rule, detail = "duplicate", f"row {earlier} already gave the period of {valid_time:%Y-%m-%d}"
             if rule:

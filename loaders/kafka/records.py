@@ -19,9 +19,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model_service import periods
 from model_service.contract import Series
-from model_service.loader import DELETED, Cell, Payload, Reject, SourceError, value_of
+from model_service.loader import DELETED, Cell, Payload, Reject, SourceError, parse_value
 from model_service.loader.web import Url, shown
-from model_service.mistakes import Section, nearest
+from model_service.mistakes import Section, did_you_mean
 
 SHOWN = 1_000  # characters of a bad message
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1_000}  # microseconds
@@ -139,7 +139,7 @@ def _cell(one: Message, options: Options, series: Mapping[str, Series], schemas:
     if not isinstance(name, str) or name not in series:
         if options.undeclared == "ignore":
             return None
-        raise Poison("series", f"{name!r} is not declared{nearest(str(name), series)}")
+        raise Poison("series", f"{name!r} is not declared{did_you_mean(str(name), series)}")
     try:
         when = told.get("time") or _field(record, options.time.field)
         valid_time = _period(when, options.time.format, series[name].frequency)
@@ -151,7 +151,7 @@ def _cell(one: Message, options: Options, series: Mapping[str, Series], schemas:
     if one.value is None:
         return Cell(name, valid_time, known, math.nan, one.offset, DELETED)
     raw = _field(record, options.value)
-    value, state, rule, detail = value_of(raw, None)
+    value, state, rule, detail = parse_value(raw, None)
     if rule:
         raise Poison(rule, detail, name, valid_time)
     return Cell(name, valid_time, known, value, one.offset, state, raw)

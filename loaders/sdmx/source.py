@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Field, model_validator
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import ALWAYS, DELETED, MISSING, Ask, Cell, Payload, Reject, SourceError, value_of
+from model_service.loader import ALWAYS, DELETED, MISSING, Ask, Cell, Payload, Reject, SourceError, parse_value
 from model_service.loader.sources._sdmx import CSV, JSON, Row, rows
 from model_service.loader.web import Client, Web, shown
 
@@ -214,7 +214,7 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
         except ValueError as error:
             yield Reject(name, line, raw, "date", str(error))
             continue
-        value, state, rule, detail = value_of(row.value, "", "NaN")
+        value, state, rule, detail = parse_value(row.value, "", "NaN")
         if row.action == "D":
             value, state, rule, detail = math.nan, DELETED, "", ""
         if state == MISSING and row.action in "AM" and not row.flagged:

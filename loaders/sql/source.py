@@ -27,9 +27,9 @@ from sqlalchemy.pool import NullPool
 from model_service import digests, periods
 from model_service.contract import Series
 from model_service.errors import ServiceError, UsageError
-from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SourceError, value_of
+from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Seen, SourceError, parse_value
 from model_service.loader.sources import _sql as rows
-from model_service.mistakes import Section, nearest
+from model_service.mistakes import Section, did_you_mean
 from model_service.store.connection import KEEPALIVES
 
 PARSER_VERSION = 1
@@ -160,7 +160,7 @@ def _check(dataset: str, names: list[str], types: rows.Types, options: Options) 
         raise SourceError(f"{dataset}: the query gives a column twice: {', '.join(names)}")
     for key, column, fits, advice in wanted:
         if column not in types:
-            there = f"{nearest(column, names)} (there are {', '.join(names)})"
+            there = f"{did_you_mean(column, names)} (there are {', '.join(names)})"
             raise SourceError(f"{dataset}: the query gives no column {column!r}, the {key}{there}")
         if (found := types[column]) and found not in fits:
             raise SourceError(f"{dataset}: {key} {column!r} is {found}, not {' or '.join(sorted(fits))}: {advice}")
@@ -236,7 +236,7 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
             if name := None if key is None else names.get(str(key)):
                 yield _cell(name, line, row, options, series[name].frequency, seen)
             else:
-                says = f"{str(key)!r} is no key of a series{nearest(str(key), [*names])}"
+                says = f"{str(key)!r} is no key of a series{did_you_mean(str(key), [*names])}"
                 yield Reject(None, line, _raw(row), "series", "the key is NULL" if key is None else says)
     except KeyError as error:
         raise SourceError(f"{payload.name}: there is no column {error} in what was kept") from None
@@ -275,7 +275,7 @@ def _cell(
             raise ValueError(f"{options.known_from_column} has no time zone")
     except (ValueError, OverflowError) as error:
         return Reject(name, line, _raw(row), "date", str(error))
-    value, state, rule, detail = value_of(row[options.value_column], None)
+    value, state, rule, detail = parse_value(row[options.value_column], None)
     if not rule and (first := seen.line(name, known, period, line)):
         rule, detail = "duplicate", f"line {first} already gave {name} for the period of {valid_time:%Y-%m-%d}"
     if rule:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from model_service import periods
 from model_service.contract import Series
 from model_service.errors import UsageError
-from model_service.loader import MISSING, Ask, Cell, Payload, Reject, Seen, SourceError, value_of
+from model_service.loader import MISSING, Ask, Cell, Payload, Reject, Seen, SourceError, parse_value
 from model_service.loader.web import Client, Url, Web, shown
 
 PARSER_VERSION = 1
@@ -209,7 +209,7 @@ def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> I
             except ValueError as error:
                 yield Reject(name, line, json.dumps(row)[:SHOWN], "date", str(error))
                 continue
-            value, state, rule, detail = value_of(row.get("value"), None)
+            value, state, rule, detail = parse_value(row.get("value"), None)
             if state == MISSING and f"{valid_time:%Y-%m-%d}" >= until:
                 continue
             if not rule and (earlier := seen.line(name, None, period, line)):

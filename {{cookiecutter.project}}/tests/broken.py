@@ -34,7 +34,7 @@ LIMITS = {"disk full": resource.RLIMIT_FSIZE, "memory used up": resource.RLIMIT_
 DAYS = {"clock jumps ahead": 400, "clock jumps back": -30_000}
 looks = itertools.count(1)
 planted = ""
-predict, read, now, answered = artifact.Model.predict, artifact.read, time.time, runtime.Runtime.answered
+predict, read, now, answered = artifact.Model.predict, artifact.read, time.time, runtime.Runtime.record_answer
 
 
 def failing(model: artifact.Model, rows: Any) -> Any:
@@ -94,7 +94,7 @@ def unguard_spans() -> None:
 
 def unguard() -> None:
     async def bare(slots: slots.Slots, seconds: float, late: str, job: Any) -> Any:
-        return await slots.work(job)
+        return await slots.submit(job)
 
     async def whenever(answer: Any) -> Any:
         return await answer
@@ -125,7 +125,7 @@ def unguard() -> None:
     audit.connect("http://127.0.0.1:1")  # imported now, which takes long
     edge.MemoryError = slots.RuntimeError = ZeroDivisionError  # type: ignore[attr-defined]
     for owner, name, other in (
-        *((module, "bounded", bare) for module in (predictor, database, runtime)),
+        *((module, "run_within", bare) for module in (predictor, database, runtime)),
         (artifact, "read", unread),
         (audit, "TIMEOUT_SECONDS", 3.0),
         (audit.Audit, "put", at_once),
@@ -133,8 +133,8 @@ def unguard() -> None:
         (predictor, "_told", lambda job: job()),
         (runtime, "in_time", whenever),
         (runtime.Runtime, "_finite", lambda self, values, strange: values),
-        (runtime.Runtime, "_stand_in", none),
-        (runtime.Runtime, "answered", aloud),
+        (runtime.Runtime, "_fallback", none),
+        (runtime.Runtime, "record_answer", aloud),
         (shadow.Shadow, "put", asked),
         (slots.Interrupter, "_watch", lambda _: None),
     ):

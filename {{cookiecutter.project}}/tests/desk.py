@@ -106,7 +106,7 @@ class Service:
 
     def again(self, load: int, kind: str, reason: str) -> dict[str, Any]:
         """Reads the bytes that were kept of a load again."""
-        return run.again(self.contract, self.url, load, kind, reason, self.said.append)
+        return run.reprocess(self.contract, self.url, load, kind, reason, self.said.append)
 
     def refused(self, kind: type[ServiceError] = SourceError, **how: Any) -> str:
         """What a load that cannot be says, in one line; nothing of it is in the store, and no place was moved."""
@@ -214,11 +214,13 @@ class Desk:
 
     def correct(self, load: int) -> dict[str, Any]:
         """Reads the kept bytes again, now from the column that is right."""
-        return run.again(self.contract(column="right"), self.url, load, "correction", "wrong column", self.said.append)
+        return run.reprocess(
+            self.contract(column="right"), self.url, load, "correction", "wrong column", self.said.append
+        )
 
     def retry(self, load: int) -> dict[str, Any]:
         """Reads what was quarantined again, now that commas are declared."""
-        return run.again(self.contract(decimal=","), self.url, load, "retry", "commas", self.said.append)
+        return run.reprocess(self.contract(decimal=","), self.url, load, "retry", "commas", self.said.append)
 
     def known(self, connection: psycopg.Connection[Any], at: datetime, version: str | None = None) -> dict[Cell, float]:
         """What the store answers as of `at`."""

@@ -112,7 +112,7 @@ def _files(
     onnx.checker.check_model(model)
     clocks = {"known_at": "2016-07-29T23:59:59.999999Z", "data_version": "sha256:" + "0" * 64}
     series = declared.target.series
-    head = forecasting.head(declared, clocks, "2016-07-29T00:00:00Z")
+    head = forecasting.answer_head(declared, clocks, "2016-07-29T00:00:00Z")
     last = periods.ordinal(declared.series[series].frequency, date(2016, 6, 1))
     texts = {
         "card.json": {
@@ -128,7 +128,9 @@ def _files(
             "metrics": {"rmse": {"model": [0.1] * ahead}},
         },
         "golden.json": {"instances": rows.tolist(), "forecasts": (rows @ made.weights).tolist(), "tolerance": 1e-6},
-        "held.json": forecasting.held_answer(declared, head, {"model": [], "baseline": []}, last, [5.0] * ahead, 4.9),
+        "held.json": forecasting.fallback_answers(
+            declared, head, {"model": [], "baseline": []}, last, [5.0] * ahead, 4.9
+        ),
     }
     texts[explain.FILE] = explanation(made, declared)
     return {name: json.dumps(text).encode() for name, text in texts.items()} | {"model.onnx": model.SerializeToString()}

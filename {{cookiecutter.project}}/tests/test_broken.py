@@ -192,7 +192,7 @@ class Judge:
         if degraded := body["degraded"]:
             fits = kind != "as of" and degraded["reason"] in REASONS and degraded["source"] == "last_forecast"
             return f"degraded: {degraded['reason']}" if fits else "wrongly degraded"
-        if kind == "as of" and body["as_of"]["known_at"] != forecasting.stamp(at):
+        if kind == "as of" and body["as_of"]["known_at"] != forecasting.utc_text(at):
             return "wrong as-of"
         same = body["forecasts"] == self.expected["as of" if kind == "as of" else "now"]["forecasts"]
         return "right" if same else "wrong"

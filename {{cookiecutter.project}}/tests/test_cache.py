@@ -85,7 +85,7 @@ def test_a_slot_is_free_once_nobody_waits_for_what_is_made_in_it() -> None:
 
         async def ask() -> None:
             async with asyncio.timeout(0.05):
-                await kitchen.cache.get("test", "slow", lambda: slots.work(job), lambda _: 1)
+                await kitchen.cache.get("test", "slow", lambda: slots.submit(job), lambda _: 1)
 
         with pytest.raises(TimeoutError):
             await ask()

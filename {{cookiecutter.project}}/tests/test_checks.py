@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from model_service.cli import main
-from model_service.loader import MISSING, VALUE, checks, value_of
+from model_service.loader import MISSING, VALUE, checks, parse_value
 
 TOML = """
 check = [{checks}]
@@ -387,7 +387,7 @@ def test_doctor_warns_of_too_many_chunks(small: Small) -> None:
     [("1.5", 1.5), (" -1e3 ", -1000), (7, 7), (0, 0), (0.1, 0.1), (Decimal("0.1"), 0.1), (2**63, 2**63)],
 )
 def test_numbers_of_any_type_are_values(raw: Any, value: float) -> None:
-    assert value_of(raw) == value_of(raw, None, "") == (value, VALUE, "", "")
+    assert parse_value(raw) == parse_value(raw, None, "") == (value, VALUE, "", "")
 
 
 @pytest.mark.parametrize(
@@ -404,13 +404,13 @@ def test_numbers_of_any_type_are_values(raw: Any, value: float) -> None:
     ids=lambda one: repr(one)[:12],
 )
 def test_what_is_no_number_or_not_finite_is_told_apart_and_is_not_missing(raw: Any, rule: str) -> None:
-    value, state, *said = value_of(raw)
+    value, state, *said = parse_value(raw)
     details = {"number": "not a number", "finite": "neither NaN nor infinity is a value"}
     assert (math.isnan(value), state, said) == (True, VALUE, [rule, details[rule]])
 
 
 @pytest.mark.parametrize(("raw", "missing"), [(None, [None]), ("", ["", "NaN"]), ("NaN", ["", "NaN"]), (".", ["."])])
 def test_what_a_source_calls_missing_is_missing_and_rejected_by_one_that_does_not(raw: Any, missing: list[Any]) -> None:
-    value, *said = value_of(raw, *missing)
+    value, *said = parse_value(raw, *missing)
     assert (math.isnan(value), said) == (True, [MISSING, "", ""])
-    assert value_of(raw, "-")[1] == VALUE and value_of(raw, "-")[2] in {"number", "finite"}
+    assert parse_value(raw, "-")[1] == VALUE and parse_value(raw, "-")[2] in {"number", "finite"}

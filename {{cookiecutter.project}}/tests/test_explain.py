@@ -30,7 +30,7 @@ def fitted(contract: Contract, estimator: str, settings: dict[str, Any]) -> tupl
     contract = contract.model_copy(update={"train": train})
     draws = np.random.default_rng(1)
     inputs = draws.normal(size=(300, len(features.inputs(contract)))) + 10
-    kind, places = estimators.named(contract, settings), estimators.column_places(contract)
+    kind, places = estimators.build(contract, settings), estimators.column_places(contract)
     moved = 0.02 * (inputs[:, places[0]] - 10) * (inputs[:, places[1]] > 10) + 0.01 * draws.normal(size=300)
     made = [kind.fit(inputs[:, places], moved * ahead, 1) for ahead in contract.target.horizons]
     return estimators.Fitted(contract, kind, made, settings), inputs
@@ -118,8 +118,8 @@ def test_contributions_and_base_sum_to_the_forecast(
     off = explained.value - explained.base - explained.contributions.sum(axis=2)
     assert np.abs(off).max() <= 1e-6 * inputs[:, 0].std()
     assert np.abs(explained.contributions).max() > 1e-3  # the control: something is explained
-    changes = features.change(transform, explained.value, rows[:, :1])
-    bases = features.change(transform, explained.base, rows[:, :1])
+    changes = features.apply_transform(transform, explained.value, rows[:, :1])
+    bases = features.apply_transform(transform, explained.base, rows[:, :1])
     modelled = explained.contributions / explained.scale[:, :, None]
     assert bases + modelled.sum(axis=2) == pytest.approx(changes, abs=2e-5)
     assert bases.std(axis=0) == pytest.approx(0, abs=2e-5)  # the base is that of the model, whatever the row
@@ -190,7 +190,7 @@ def test_a_training_explains_its_model_and_groups_a_forecast_by_series() -> None
     made_of = worlds.world(1, estimator="gradient_boosting", first_origin="2013-01-01")  # a short backtest will do
     declared, made = made_of.contract, worlds.candidate(made_of)
     found = worlds.registered(made_of, made)
-    ours = explain.Explainer(forecasting.loaded(found))
+    ours = explain.Explainer(forecasting.as_model(found))
     held = forecasting.Vintages(declared, read.DataVersion("sha256:x", {}), made_of.rows,
                                 features.histories(declared, made_of.rows))  # fmt: skip
     known = held.at(made_of.at)
@@ -202,7 +202,7 @@ def test_a_training_explains_its_model_and_groups_a_forecast_by_series() -> None
     assert one["base"] + sum(one["series"].values()) == pytest.approx(one["value"], abs=1e-9)
     index = [value for name, value in one["contributions"].items() if name.startswith("INDEX.")]
     assert len(index) == 2 and one["series"]["INDEX"] == pytest.approx(sum(index))
-    forecast = forecasting.body(declared, ours.model, known, [3])
+    forecast = forecasting.answer_from(declared, ours.model, known, [3])
     assert forecast["forecasts"][0]["value"] == one["value"]
 
 
@@ -210,6 +210,6 @@ def test_the_calendar_and_functions_of_ones_own_are_groups_too(contract: Contrac
     data = contract.model_dump(mode="json", exclude_defaults=True)
     first, second = list(contract.series)[:2]
     data["feature"] = [{"calendar": "year"}, {"own": "statistics:fmean", "series": [first, second], "window": 3}]
-    groups = explain.groups(Contract.model_validate(data))
+    groups = explain.inputs_by_series(Contract.model_validate(data))
     assert set(groups) == {contract.target.series, "calendar", f"{first}+{second}"}
     assert sorted(place for places in groups.values() for place in places) == [0, 1, 2, 3]

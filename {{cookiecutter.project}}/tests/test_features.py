@@ -25,7 +25,7 @@ from model_service.inputs import Feature
 from model_service.store import read
 from model_service.training import Cases, backtest, cases, estimators, evaluate, run, search, serialize
 
-VINTAGE = features.microseconds(datetime(2016, 6, 29, tzinfo=UTC))
+VINTAGE = periods.microseconds(datetime(2016, 6, 29, tzinfo=UTC))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,14 +41,14 @@ def month_of(text: str) -> int:
 
 
 def test_before_the_first_vintage_an_origin_sees_only_what_its_release_lag_allows(table: Cases) -> None:
-    origin = features.microseconds(datetime(2010, 3, 1, tzinfo=UTC))
+    origin = periods.microseconds(datetime(2010, 3, 1, tzinfo=UTC))
     first, values = table.held["UNRATE"].at(origin)
     assert first + values.size - 1 == month_of("2010-01")  # February ended yesterday and is out a week later
 
 
 def test_from_the_first_vintage_on_an_origin_sees_that_vintage(table: Cases) -> None:
     june = table.held["PAYEMS"].at(VINTAGE)
-    july = table.held["PAYEMS"].at(features.microseconds(datetime(2016, 7, 30, tzinfo=UTC)))
+    july = table.held["PAYEMS"].at(periods.microseconds(datetime(2016, 7, 30, tzinfo=UTC)))
     assert june[1].size + 1 == july[1].size
     assert june[1][-1] != july[1][-2]  # May was revised in July
 
@@ -137,7 +137,7 @@ def stocks() -> list[tuple[int, int, float | None]]:
 @pytest.fixture(scope="module")
 def mixed(table: Cases, stocks: Any, loaded: Any) -> Cases:
     """Cases of every kind of feature."""
-    contract, at = every_kind(table.contract), features.moment(int(table.origin[-1]))
+    contract, at = every_kind(table.contract), periods.instant(int(table.origin[-1]))
     return cases(contract, {**vintages(loaded, contract, at), "STOCKS": stocks}, at)
 
 
@@ -162,13 +162,13 @@ def differing(mixed: Cases, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> lis
     honest = read.vintages
 
     def with_stocks(*asked: Any) -> Any:
-        since = features.microseconds(asked[2])
+        since = periods.microseconds(asked[2])
         return {**honest(*asked), "STOCKS": [row for row in mixed.rows["STOCKS"] if row[1] <= since]}
 
     monkeypatch.setattr(read, "vintages", with_stocks)
     found = []
     for place in np.flatnonzero(mixed.origin >= VINTAGE):
-        at = features.moment(int(mixed.origin[place]))
+        at = periods.instant(int(mixed.origin[place]))
         served = forecasting.known_inputs(mixed.contract, loaded, at, read.data_version(loaded))
         if served.row.tobytes() != mixed.inputs[place].tobytes() or served.last != mixed.last[place]:
             found.append(int(place))
@@ -230,7 +230,7 @@ def test_a_backtest_that_fits_on_the_future_is_found(table: Cases, monkeypatch: 
 
 def test_a_label_from_the_future_is_found(table: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Cases.labels
-    late = features.microseconds(datetime(2016, 7, 30, tzinfo=UTC))
+    late = periods.microseconds(datetime(2016, 7, 30, tzinfo=UTC))
     monkeypatch.setattr(Cases, "labels", lambda self, _: honest(self, late))
     assert backtest.leaked(table, [200]) == [200]
 
@@ -306,7 +306,7 @@ def test_what_the_data_do_not_allow_is_named_with_line_and_mend(
     declared = by(table, **{"estimator": "ridge", **train}).contract
     asked = declared.model_copy(update={"target": declared.target.model_copy(update=target)})
     with pytest.raises(ServiceError, match=rf"^service\.toml line {line}: .*{says}"):
-        run.possible(replace(table, contract=asked), path)
+        run.require_enough_data(replace(table, contract=asked), path)
 
 
 def test_an_input_that_reaches_further_back_than_the_data_is_named_and_not_the_first_origin(table: Cases) -> None:
@@ -314,23 +314,23 @@ def test_an_input_that_reaches_further_back_than_the_data_is_named_and_not_the_f
     line = next(number for number, one in enumerate(path.read_text().splitlines(), 1) if one.startswith("[[feature]]"))
     first, *others = table.contract.feature
     asked = table.contract.model_copy(update={"feature": (first.model_copy(update={"lags": (0, 5000)}), *others)})
-    far = cases(asked, table.rows, features.moment(int(table.origin[-1])))
+    far = cases(asked, table.rows, periods.instant(int(table.origin[-1])))
     says = r"\S+\.lag5000 needs the last 500\d values, which are there at 0 of"
     with pytest.raises(ServiceError, match=rf"^service\.toml line {line}: feature\.0: {says}"):
-        run.possible(far, path)
+        run.require_enough_data(far, path)
 
 
 def test_a_logarithm_of_a_target_below_zero_is_refused_before_the_backtest(table: Cases) -> None:
     target = table.contract.target.model_copy(update={"transform": "log_difference"})
     asked = replace(table, contract=table.contract.model_copy(update={"target": target}))
-    run.possible(asked, settings.root() / "service.toml")
+    run.require_enough_data(asked, settings.root() / "service.toml")
     few, many = asked.anchor.copy(), asked.anchor.copy()
     few[100], many[::3] = 0, -1  # a negative price of one day is no reason
-    run.possible(replace(asked, anchor=few), settings.root() / "service.toml")
+    run.require_enough_data(replace(asked, anchor=few), settings.root() / "service.toml")
     with pytest.raises(UsageError, match=r"line \d+: target\.transform: .* above 0, and UNRATE has none at \d+ of"):
-        run.possible(replace(asked, anchor=many), settings.root() / "service.toml")
+        run.require_enough_data(replace(asked, anchor=many), settings.root() / "service.toml")
     with pytest.raises(forecasting.InputsMissing, match=r"UNRATE\.level\.lag0: .*needs values above 0"):
-        forecasting.complete(asked.contract, np.full(len(features.inputs(asked.contract)), -1.0), "now")
+        forecasting.require_complete(asked.contract, np.full(len(features.inputs(asked.contract)), -1.0), "now")
 
 
 def by_stocks(contract: Contract, stocks: Any, frequency: str) -> Cases:
@@ -360,9 +360,9 @@ def test_five_days_a_week_are_counted_as_such(contract: Contract, stocks: Any) -
 def test_days_that_are_never_a_weekend_are_refused_as_a_target(contract: Contract, stocks: Any, project: Path) -> None:
     path = project / "service.toml"
     path.write_text(path.read_text().replace("[series.PAYEMS]", '[series.STOCKS]\nfrequency = "day"\n[series.PAYEMS]'))
-    run.possible(by_stocks(contract, stocks, "weekday"), path)
+    run.require_enough_data(by_stocks(contract, stocks, "weekday"), path)
     with pytest.raises(UsageError, match=r"STOCKS\.frequency: it has no weekends: write weekday"):
-        run.possible(by_stocks(contract, stocks, "day"), path)
+        run.require_enough_data(by_stocks(contract, stocks, "day"), path)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_one_threshold_that_is_off_by_the_smallest_step_is_found(table: Cases, m
 
 
 def test_what_has_no_logarithm_is_missing_not_infinite() -> None:
-    assert np.isnan(features.change("log_difference", np.array([0.0]), np.array([1.0]))).all()
+    assert np.isnan(features.apply_transform("log_difference", np.array([0.0]), np.array([1.0]))).all()
 
 
 @pytest.mark.parametrize("estimator", ["ridge", "random_forest"])
@@ -544,7 +544,7 @@ def test_a_search_chooses_by_nothing_that_comes_later(table: Cases, searched: tu
     origin = int(table.origin[250])
     poison = {name: backtest._poisoned(table.contract, name, rows, origin) for name, rows in table.rows.items()}
     declared = by(table, "gradient_boosting", search=4).contract
-    poisoned = cases(declared, poison, features.moment(int(table.origin[-1])))
+    poisoned = cases(declared, poison, periods.instant(int(table.origin[-1])))
     assert search.choose(poisoned, truth_at(poisoned, 250)) == searched[0]
 
 

@@ -10,7 +10,7 @@ import pytest
 import world as w
 from faults import FAULTS
 
-from model_service import features
+from model_service import features, periods
 from model_service.arrays import Floats
 from model_service.contract import Gate
 from model_service.registry import Registered
@@ -230,7 +230,7 @@ def test_every_rule_has_a_fault_that_it_was_seen_to_name(retrained: tuple[Candid
 def test_every_rule_is_known_by_name_or_form(retrained: tuple[Candidate, dict[str, Rule]]) -> None:
     form = r"(slice_(level_(low|middle|high)|period[1-3])|rmse_ratio_h\d+|coverage_0\.\d+)"
     plain = {name for name in retrained[1] if not re.fullmatch(form, name)}
-    assert plain | {"directions"} == gate.FIRM | gate.OTHER
+    assert plain | {"directions"} == gate.MANDATORY | gate.OTHER
 
 
 @pytest.mark.usefixtures("quick")
@@ -266,7 +266,7 @@ def test_the_next_training_compares_forecasts_that_were_made_out_of_sample() -> 
     assert common.sum() == len(json.loads(champion.files["backtest.json"])["origins"])
     assert np.allclose(stored[common], made.tested.forecast[: len(stored)][common], atol=0.05)
     later = evaluate.later_answers(made.tested, champion)
-    trained = features.microseconds(w.world(SEED).at)
+    trained = periods.microseconds(w.world(SEED).at)
     assert (second.at - w.world(SEED).at).days >= 28
     assert [bool(at > trained) for at in made.tested.table.origin[made.tested.places]] == (
         (~np.isnan(later).any(axis=1)).tolist()
@@ -293,8 +293,8 @@ def test_origins_after_the_champions_training_are_shown_apart() -> None:
 @pytest.mark.usefixtures("quick")
 def test_what_depends_on_the_champion_or_on_this_machine_is_not_in_the_card() -> None:
     second, made = faults.clean(SEED)
-    apart = {rule.name for rule in run.compared(made, faults.champion(SEED))}
-    alone = {rule.name for rule in run.judged(made, w.served(second), lambda _: None)}
+    apart = {rule.name for rule in run.champion_rules(made, faults.champion(SEED))}
+    alone = {rule.name for rule in run.data_rules(made, w.served(second), lambda _: None)}
     assert apart == {"champion", "latency", "change"}
     assert not apart & alone
 

@@ -93,7 +93,7 @@ def test_what_is_refused_by_its_brackets_is_never_parsed(served: tuple[Project, 
     for content, status in ((nested(900), 400), (b"[" + b"{}," * 5_000, 422)):
         problem(served[1]("/v1/predict", content), status)
     with pytest.raises(AssertionError, match="parsed"):  # the control
-        body.mapping(b"{}", {"instances"}, "", ROWS)
+        body.parse_object(b"{}", {"instances"}, "", ROWS)
 
 
 def test_measuring_costs_little_whatever_the_brackets() -> None:

@@ -31,7 +31,7 @@ from model_service.serving import body, door, predictor, slots
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door
 from model_service.serving.edge import Problem
-from model_service.serving.slots import Full, Interrupter, Slots, Unable
+from model_service.serving.slots import Interrupter, Overloaded, Slots, Unavailable
 from model_service.telemetry import PROBES
 
 LATE = 5.0  # beyond any time that is asked for, and what a crowded machine adds
@@ -106,12 +106,12 @@ def test_so_many_at_a_time_so_many_in_line_and_the_rest_is_sent_away() -> None:
         gate, ours = Gate(), some(2, line=3)
         tasks = []
         for number in range(5):
-            tasks.append(asyncio.create_task(ours.work(gate.job(number))))
+            tasks.append(asyncio.create_task(ours.submit(gate.job(number))))
             await asyncio.sleep(0)
         await until(lambda: len(gate.begun) == 2)
         assert (ours.busy, ours.waiting) == (2, 3)
-        with pytest.raises(Full, match="3 requests are in line") as raised:
-            await ours.work(gate.job(5))
+        with pytest.raises(Overloaded, match="3 requests are in line") as raised:
+            await ours.submit(gate.job(5))
         assert raised.value.status == 429 and "Retry-After" in raised.value.headers
         gate.opened.set()
         assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4]
@@ -125,7 +125,7 @@ def test_the_line_keeps_its_order() -> None:
         gate, ours = Gate(), some(1)
         tasks = []
         for number in range(5):
-            tasks.append(asyncio.create_task(ours.work(gate.job(number))))
+            tasks.append(asyncio.create_task(ours.submit(gate.job(number))))
             await asyncio.sleep(0)
         gate.opened.set()
         await asyncio.gather(*tasks)
@@ -137,10 +137,10 @@ def test_the_line_keeps_its_order() -> None:
 def test_nobody_waits_in_line_for_longer_than_patience() -> None:
     async def scene() -> None:
         gate, ours = Gate(), some(1, patience=0.05)
-        first = asyncio.create_task(ours.work(gate.job(1)))
+        first = asyncio.create_task(ours.submit(gate.job(1)))
         await until(lambda: gate.begun)
-        with pytest.raises(Full, match="no turn within"):
-            await ours.work(gate.job(2))
+        with pytest.raises(Overloaded, match="no turn within"):
+            await ours.submit(gate.job(2))
         gate.opened.set()
         assert await first == 1 and gate.begun == [1]
 
@@ -151,15 +151,15 @@ def test_work_that_is_given_up_frees_its_slot_and_lost_threads_are_bounded() -> 
     async def scene() -> None:
         gate, ours = Gate(), some(2)
         for number in range(2):
-            with pytest.raises(Unable, match="too long"):
-                await slots.bounded(ours, 0.05, "too long", gate.job(number))
+            with pytest.raises(Unavailable, match="too long"):
+                await slots.run_within(ours, 0.05, "too long", gate.job(number))
             assert (ours.busy, ours.lost) == (0, number + 1)  # the thread goes on
         assert not ours._free.locked()
-        with pytest.raises(Unable, match="threads_lost"):
-            await ours.work(gate.job(3))
+        with pytest.raises(Unavailable, match="threads_lost"):
+            await ours.submit(gate.job(3))
         gate.opened.set()
         await until(lambda: ours.lost == 0)
-        assert await ours.work(lambda: 8) == 8
+        assert await ours.submit(lambda: 8) == 8
 
     asyncio.run(scene())
 
@@ -169,7 +169,7 @@ def test_whatever_work_raises_comes_back() -> None:
         raise ZeroDivisionError("by nought")
 
     with pytest.raises(ZeroDivisionError, match="by nought"):
-        asyncio.run(some(1).work(fails))
+        asyncio.run(some(1).submit(fails))
 
 
 @contextmanager
@@ -192,14 +192,14 @@ def test_a_model_that_hangs_is_ended_whether_in_the_loop_or_in_a_thread(tmp_path
         hung = row.copy()
         hung[0, 1] = HANGS
         for _ in range(3):  # the first in the loop, then in a slot; the others in a slot at once
-            with pytest.raises(Unable, match="model_timeout"):
+            with pytest.raises(Unavailable, match="model_timeout"):
                 await one.predict(hung)
             assert one.slots.busy == 0
         await until(lambda: one.slots.lost == 0)  # the runs themselves have ended
         assert (await one.predict(row))[0].tolist() == pytest.approx(expected)
         poisoned = row.copy()
         poisoned[0, 1] = 2 * POISON
-        with pytest.raises(Unable, match="model_failed"):
+        with pytest.raises(Unavailable, match="model_failed"):
             await one.predict(poisoned)
 
     with asked(tmp_path, 0.8) as (one, row, expected):
@@ -220,7 +220,7 @@ def test_a_run_that_lasts_holds_up_the_loop_only_once(tmp_path: Path) -> None:
         beating = asyncio.create_task(heart())
         await asyncio.sleep(0.05)
         for _ in range(2):
-            with pytest.raises(Unable):
+            with pytest.raises(Unavailable):
                 await one.predict(hung)
         beating.cancel()
         gaps = np.diff(beats)
@@ -266,7 +266,7 @@ def test_a_row_that_the_model_fails_at_fails_alone_among_those_of_its_turn(tmp_p
         poisoned[0, 1], hung[0, 1] = 2 * POISON, HANGS
         for bad, reason in ((poisoned, "model_failed"), (hung, "model_timeout")):
             before, failed, after = await in_one_turn(one, [row, bad, row])
-            assert isinstance(failed, Unable) and str(failed) == reason
+            assert isinstance(failed, Unavailable) and str(failed) == reason
             for made in (before, after):
                 assert made[0].tolist() == pytest.approx(expected)
 
@@ -298,7 +298,7 @@ def test_work_is_given_up_where_a_requests_time_ends_and_is_told_so() -> None:
         ours.enter("/v1/predict")
         assert [await door.in_time(work(*waits)) for waits in ((), (0.01,), (0, 0.01, 0))] == ["done"] * 3
         with pytest.raises(ZeroDivisionError):
-            await door.in_time(slots.bounded(some(1), 9, "late", lambda: 1 // 0))
+            await door.in_time(slots.run_within(some(1), 9, "late", lambda: 1 // 0))
         for waits in ((60,), (0.01, 60)):
             with pytest.raises(TimeoutError):
                 await door.in_time(work(*waits))

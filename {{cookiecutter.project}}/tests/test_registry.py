@@ -80,7 +80,7 @@ def test_every_change_of_a_models_state_is_a_row_with_who_from_to_and_why(loader
         ("retired", "champion", "rollback", "worse in July"),
     ]
     assert life(loader, second)[-1] == ("champion", "retired", "rollback", f"replaced by model {first}")
-    assert {who for (who,) in loader.execute("SELECT who FROM transition").fetchall()} == {settings.who()}
+    assert {who for (who,) in loader.execute("SELECT who FROM transition").fetchall()} == {settings.current_user()}
     assert is_whole(loader)
 
 
@@ -128,12 +128,12 @@ def test_the_same_model_again_is_the_same_version_and_no_transition(loader: Conn
 def test_there_is_one_challenger_and_it_is_not_the_champion(loader: Connection, tmp_path: Path) -> None:
     first, second, third = (registered(loader, tmp_path, number) for number in (1, 2, 3))
     registry.promote(loader, first, "promote", "good")
-    assert registry.challenge(loader, second, "in the shadow first")
-    assert not registry.challenge(loader, second, "again")
-    assert registry.challenge(loader, third, "this one")
+    assert registry.set_challenger(loader, second, "in the shadow first")
+    assert not registry.set_challenger(loader, second, "again")
+    assert registry.set_challenger(loader, third, "this one")
     assert registry.states(loader) == {first: "champion", second: "retired", third: "challenger"}
     with pytest.raises(UsageError, match="cannot be its own challenger"):
-        registry.challenge(loader, first, "why not")
+        registry.set_challenger(loader, first, "why not")
     registry.promote(loader, third, "promote", "earned it")
     assert life(loader, third)[-1][:2] == ("challenger", "champion")
     assert is_whole(loader)
@@ -190,7 +190,7 @@ def test_two_people_at_work_at_once_lose_no_transition(url: str, loader: Connect
                     if step % 5 == 4:
                         registry.rollback(connection, reason)
                     elif step % 5 == 2:
-                        registry.challenge(connection, version, reason)
+                        registry.set_challenger(connection, version, reason)
                     elif registry.promote(connection, version, "promote", reason):
                         promoted.append(reason)
 

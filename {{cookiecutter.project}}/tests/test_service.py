@@ -420,7 +420,7 @@ def test_golden_examples_that_do_not_come_out_are_not_ready(tmp_path: Path) -> N
     golden["forecasts"][0][0] += 0.1
     (folder / "golden.json").write_text(json.dumps(golden))
     names = [*artifact.FILES, explain.FILE]
-    (folder / "SHA256SUMS").write_bytes(artifact.sums({name: (folder / name).read_bytes() for name in names}))
+    (folder / "SHA256SUMS").write_bytes(artifact.sha256sums({name: (folder / name).read_bytes() for name in names}))
     with serve(made, "uvicorn") as server:
         assert "golden" in problem(httpx.get(f"{server.url}/readyz"), 503)["detail"]
 

@@ -96,7 +96,7 @@ def vintages_of(series: Floats, seed: int, at: datetime) -> list[tuple[int, int,
         if told[0][0] > start:
             told.insert(0, (max(start, released), float(first[month])))
         rows += [((day - features.EPOCH).days, known, value) for known, value in told]
-    return [row for row in rows if row[1] <= features.microseconds(at)]
+    return [row for row in rows if row[1] <= periods.microseconds(at)]
 
 
 def contract(names: list[str], **train: Any) -> Contract:
@@ -127,7 +127,7 @@ def candidate(world: World) -> Candidate:
 def judged(made: Candidate, champion: Registered | None, serving: World) -> dict[str, Rule]:
     """The gate's rules by name, as a training with a database would have them; serving: what that reads."""
     with threadpool_limits(1):
-        rules = [*run.judged(made, served(serving), lambda _: None), *run.compared(made, champion)]
+        rules = [*run.data_rules(made, served(serving), lambda _: None), *run.champion_rules(made, champion)]
     return {rule.name: rule for rule in rules}
 
 
@@ -136,7 +136,7 @@ def served(world: World) -> Callable[[datetime], Floats]:
     nothing: Any = None
 
     def stored(_: Any, names: Any, at: datetime, __: Any) -> dict[str, list[tuple[int, int, float | None]]]:
-        end = features.microseconds(at)
+        end = periods.microseconds(at)
         return {name: [row for row in world.rows[name] if row[1] <= end] for name in names}
 
     def serve(at: datetime) -> Floats:
@@ -154,4 +154,4 @@ def registered(world: World, made: Candidate) -> Registered:
     """The candidate as the registry would hold it."""
     card = report.card(made.tested, [], settings.root(), world.at, world.at, version())
     files = report.files(card, made)
-    return Registered(1, digests.digest(artifact.sums(files)), files)
+    return Registered(1, digests.digest(artifact.sha256sums(files)), files)

@@ -362,7 +362,7 @@ def test_a_copy_whose_claim_is_taken_away_in_the_middle_of_a_batch_commits_nothi
     assert (desk.places(), desk.count("load"), desk.values()) == ({"prices/0": 1}, 1, [(1, 1, 0)])
 
 
-@pytest.mark.parametrize("place", ["draw", "write", "advance", "move", "name_data_version"])
+@pytest.mark.parametrize("place", ["next_load_id", "write", "advance", "move", "name_data_version"])
 def test_a_load_that_dies_anywhere_leaves_place_and_rows_as_they_were(
     broker: Broker, desk: Desk, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -453,10 +453,8 @@ def test_a_stream_is_followed_until_it_is_told_to_end(broker: Broker, desk: Desk
     ended = threading.Event()
     broker.price("A", 1, 1)
     found: list[Any] = []
-    contract = desk.contract
-    thread = threading.Thread(
-        target=lambda: found.extend(run.one(contract, desk.url, "prices", desk.root, desk.said.append, until=ended))
-    )
+    asked = desk.contract, desk.url, "prices", desk.root, desk.said.append
+    thread = threading.Thread(target=lambda: found.extend(run.load_dataset(*asked, until=ended)))
     thread.start()
     try:
         wait_for(lambda: desk.places() == {"prices/0": 1})
@@ -475,7 +473,7 @@ def test_a_turn_ends_and_the_next_one_goes_on(broker: Broker, desk: Desk, monkey
     monkeypatch.setattr(source, "TURN_SECONDS", 1.0)
     broker.price("A", 1, 1)
     for day in (2, 3):
-        run.one(desk.contract, desk.url, "prices", desk.root, desk.said.append, until=threading.Event())
+        run.load_dataset(desk.contract, desk.url, "prices", desk.root, desk.said.append, until=threading.Event())
         broker.price("A", day, day)
     assert desk.places() == {"prices/0": 2}
 

@@ -17,7 +17,7 @@ from model_service.digests import digest
 from model_service.errors import ServiceError
 
 FILES = ("card.json", "golden.json", "held.json", "model.onnx")
-ALSO = ("backtest.json", "explain.json")  # what older models have not
+OPTIONAL_FILES = ("backtest.json", "explain.json")  # what older models have not
 SUMS = "SHA256SUMS"
 REGISTRY = "registry.json"
 DATATYPES = {"tensor(double)": "FP64", "tensor(float)": "FP32", "tensor(int64)": "INT64"}
@@ -30,7 +30,7 @@ class ArtifactError(ServiceError):
     """The model's files are missing, do not fit their checksums, or do not answer their golden examples."""
 
 
-def sums(files: Mapping[str, bytes]) -> bytes:
+def sha256sums(files: Mapping[str, bytes]) -> bytes:
     """The checksum file, in the format of `sha256sum`."""
     return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode()
 
@@ -38,11 +38,11 @@ def sums(files: Mapping[str, bytes]) -> bytes:
 def write(folder: Path, files: Mapping[str, bytes], version: str) -> str:
     """Writes the model's files; returns its digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*FILES, *ALSO, REPORT):
+    for name in (*FILES, *OPTIONAL_FILES, REPORT):
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    checksums = sums(files)
+    checksums = sha256sums(files)
     (folder / SUMS).write_bytes(checksums)
     (folder / REGISTRY).write_text(json.dumps({"version": version, "digest": digest(checksums)}) + "\n")
     return digest(checksums)
@@ -51,12 +51,12 @@ def write(folder: Path, files: Mapping[str, bytes], version: str) -> str:
 def read(folder: Path) -> tuple[dict[str, bytes], str]:
     """The model's files and its digest; raises ArtifactError when one is missing or is not what was checksummed."""
     try:
-        names = [*FILES, *(name for name in ALSO if (folder / name).is_file())]
+        names = [*FILES, *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
         files = {name: (folder / name).read_bytes() for name in names}
         checksums = (folder / SUMS).read_bytes()
     except OSError as error:
         raise ArtifactError(f"no model in {folder}: {error.strerror} ({Path(str(error.filename)).name})") from None
-    if checksums != (due := sums(files)):
+    if checksums != (due := sha256sums(files)):
         wrong = sorted(line.split()[-1].decode() for line in {*due.splitlines()} - {*checksums.splitlines()})
         raise ArtifactError(f"model in {folder}: {', '.join(wrong) or SUMS} does not fit {SUMS}; build the image again")
     return files, digest(checksums)
@@ -83,7 +83,7 @@ class Model:
     """A model, ready to answer, from its files (in `folder`, where they are on disk); F inputs, H horizons."""
 
     def __init__(self, files: Mapping[str, bytes], version: str, folder: Path | None = None) -> None:
-        self.digest = digest(sums(files))
+        self.digest = digest(sha256sums(files))
         self.version = version
         self.folder = folder
         self.card: dict[str, Any] = json.loads(files["card.json"])

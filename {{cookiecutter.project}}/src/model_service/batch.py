@@ -34,14 +34,14 @@ def bodies(
     One read serves all; as of a time at which too little was known there is none. Raises as `forecasting.answer` does.
     """
     forecasting.check_fit(contract, model)
-    wanted = forecasting.trained(model, horizons)
+    wanted = forecasting.requested_horizons(model, horizons)
     held = forecasting.vintages(contract, connection, until, read.data_version(connection, data_version))
     if not (days := held.days()):
         raise forecasting.NoDataYet(until, connection, held)
     for number, at in enumerate(days, 1):
         if known := held.at(min(at, until)):
             try:
-                yield forecasting.body(contract, model, known, wanted), held.version.loads
+                yield forecasting.answer_from(contract, model, known, wanted), held.version.loads
             except forecasting.InputsMissing as error:
                 say(f"left out: {error}")
         if number % SAID_EVERY == 0 or number == len(days):

@@ -20,7 +20,7 @@ from pydantic import (
 
 from model_service.errors import UsageError
 from model_service.inputs import Feature
-from model_service.mistakes import OWN, Misfits, Place, Section, nearest, unusable, validate
+from model_service.mistakes import OWN, Misfits, Place, Section, did_you_mean, validate, why_not_callable
 
 Frequency = Literal["day", "weekday", "week", "month", "quarter", "half_year", "year"]
 Transform = Literal["level", "difference", "log_difference"]
@@ -42,7 +42,7 @@ def _slug(text: str) -> str:
 def _estimator(text: str) -> str:
     if text not in ESTIMATORS and not re.fullmatch(OWN, text):
         raise ValueError(f"{text!r} is none of {', '.join(ESTIMATORS)}, nor one's own as module:Class"
-                         + nearest(text, list(ESTIMATORS)))  # fmt: skip
+                         + did_you_mean(text, list(ESTIMATORS)))  # fmt: skip
     return text
 
 
@@ -221,7 +221,7 @@ class Contract(Section):
         for number, feature in enumerate(self.feature):
             for one in feature.series:
                 yield from _unknown(one, self.series, "feature", number, "series")
-            if feature.own and (missing := unusable(feature.own)):
+            if feature.own and (missing := why_not_callable(feature.own)):
                 yield ("feature", number, "own"), f"feature.{number}.own: {missing}"
         if twice := _twice([check.name for check in self.check]):
             yield ("check",), f"check: a name stands there twice: {twice}"
@@ -259,7 +259,7 @@ def load(path: Path) -> Contract:
 def _unknown(name: str, names: Mapping[str, Any], *place: str | int) -> Iterator[tuple[Place, str]]:
     if name not in names:
         where = ".".join(str(part) for part in place)
-        yield place, f"{where}: {name!r} is not declared{nearest(name, names)}"
+        yield place, f"{where}: {name!r} is not declared{did_you_mean(name, names)}"
 
 
 def _twice(names: list[str]) -> str:

@@ -92,7 +92,7 @@ def _checks(contract: Contract, connection: Connection) -> list[Finding]:
         from model_service.loader import checks
     except ModuleNotFoundError:
         return [_finding("checks", "look", "not judged here: this container holds no loader")]
-    results = checks.judge(connection, contract, contract.series)
+    results = checks.run_checks(connection, contract, contract.series)
     failed = [
         _finding("checks", "BAD" if one.action == "block" else "look", f"{one.rule} of {one.subject}: {one.detail}")
         for one in results

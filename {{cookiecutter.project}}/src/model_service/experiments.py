@@ -6,7 +6,7 @@ from typing import Any
 
 from model_service import registry
 from model_service.listing import Row, columns, fetch
-from model_service.settings import who
+from model_service.settings import current_user
 from model_service.store.connection import Connection
 
 LONG = 100  # characters
@@ -32,7 +32,7 @@ FROM jsonb_populate_record(NULL::training_run, %s) RETURNING run_id
 
 def record(connection: Connection, **columns: Any) -> int:
     """Appends a training run, given by the columns of its table; returns its number. No `version`: the gate refused."""
-    made = connection.execute(RECORD, [_json(columns | {"who": who()})]).fetchone()
+    made = connection.execute(RECORD, [_json(columns | {"who": current_user()})]).fetchone()
     return int(made[0]) if made else 0
 
 
@@ -51,7 +51,7 @@ def runs(connection: Connection, version: int | None = None) -> list[Row]:
     )
 
 
-def compared(found: list[Row]) -> list[Row]:
+def in_brief(found: list[Row]) -> list[Row]:
     """Training runs in brief, one row each, to be read side by side."""
     head = ("run", "finished", "outcome", "model", "as of", "data", "estimator", "commit", "RMSE / last", "failed")
     lines = [
@@ -66,7 +66,7 @@ def compared(found: list[Row]) -> list[Row]:
 
 
 def runs_text(found: list[Row]) -> str:
-    lines = compared(found)
+    lines = in_brief(found)
     return columns(list(lines[0]), [list(line.values()) for line in lines]) if lines else "no training run is recorded"
 
 
@@ -128,7 +128,7 @@ def difference(connection: Connection, one: str, other: str) -> dict[str, list[R
     cards = [json.loads(registry.named(connection, name).files["card.json"]) for name in (one, other)]
     found = {}
     for part, names in PARTS.items():
-        before, after = (leaves({name: card.get(name) for name in names}) for card in cards)
+        before, after = (flatten({name: card.get(name) for name in names}) for card in cards)
         found[part] = [
             {"what": name, "one": before.get(name), "other": after.get(name)}
             for name in dict.fromkeys([*before, *after])
@@ -137,24 +137,24 @@ def difference(connection: Connection, one: str, other: str) -> dict[str, list[R
     return found
 
 
-def leaves(value: Any, name: str = "") -> dict[str, Any]:
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Every leaf of a nested value by its dotted path; a list is a leaf."""
     if isinstance(value, Mapping):
-        parts = (leaves(value[key], f"{name}.{key}".lstrip(".")) for key in value)
+        parts = (flatten(value[key], f"{name}.{key}".lstrip(".")) for key in value)
         return {path: leaf for part in parts for path, leaf in part.items()}
     return {name: value}
 
 
 def difference_text(found: dict[str, list[Row]]) -> str:
     lines = [
-        f"{part:10}  {row['what']}: {change(row['one'], row['other'])}"
+        f"{part:10}  {row['what']}: {described_change(row['one'], row['other'])}"
         for part, differing in found.items()
         for row in differing
     ]
     return "\n".join(lines) or "they differ in nothing that is compared"
 
 
-def change(one: Any, other: Any) -> str:
+def described_change(one: Any, other: Any) -> str:
     """From what to what; of long lists of words what went and what came."""
     if min(len(str(one)), len(str(other))) > LONG:
         before, after = (value.split() if isinstance(value, str) else value for value in (one, other))

@@ -166,7 +166,7 @@ class Explainer:
         with np.errstate(over="ignore", invalid="ignore"):
             base, parts = self._changes(rows)
             total = parts.sum(axis=2)
-            start, scale = features.undo(self._transform, base, anchor), np.ones_like(total)
+            start, scale = features.invert_transform(self._transform, base, anchor), np.ones_like(total)
             if self._transform == "log_difference":
                 scale = start * np.where(total == 0, 1, np.expm1(total) / np.where(total == 0, 1, total))
             contributions = parts * scale[:, :, None]
@@ -197,7 +197,7 @@ class Explainer:
         self._work = 100 * len(orders) * reference.size
 
         def changes(rows: Floats) -> Floats:
-            return features.change(self._transform, self.model.predict(rows), rows[:, :1])
+            return features.apply_transform(self._transform, self.model.predict(rows), rows[:, :1])
 
         def one(row: Floats, base: Floats) -> Floats:
             found = np.zeros((base.shape[1], row.size))
@@ -213,7 +213,7 @@ class Explainer:
         return all_of
 
 
-def groups(contract: Contract) -> dict[str, list[int]]:
+def inputs_by_series(contract: Contract) -> dict[str, list[int]]:
     """Places of the inputs made of each series; also `calendar`, and `A+B` of a function of one's own of both."""
     of = {features.anchor(contract): contract.target.series}
     for feature in contract.feature:
@@ -224,7 +224,7 @@ def groups(contract: Contract) -> dict[str, list[int]]:
     return found
 
 
-def parts(model: Model, made: Explained, row: int) -> list[dict[str, Any]]:
+def by_horizon(model: Model, made: Explained, row: int) -> list[dict[str, Any]]:
     """Of one row, for each of the model's horizons, as it is answered."""
     return [
         {
@@ -240,13 +240,13 @@ def parts(model: Model, made: Explained, row: int) -> list[dict[str, Any]]:
 
 
 def of_forecast(
-    contract: Contract, explainer: Explainer, known: forecasting.Known, wanted: list[int]
+    contract: Contract, explainer: Explainer, known: forecasting.KnownInputs, wanted: list[int]
 ) -> dict[str, Any]:
     """The forecast's answer with what each series did to it in place of its intervals; raises InputsMissing."""
     model = explainer.model
-    body = forecasting.body(contract, model, known, wanted)
-    made = dict(zip(model.horizons, parts(model, explainer.explain(known.row[None, :]), 0), strict=True))
-    places = {name: [model.inputs[place] for place in found] for name, found in groups(contract).items()}
+    body = forecasting.answer_from(contract, model, known, wanted)
+    made = dict(zip(model.horizons, by_horizon(model, explainer.explain(known.row[None, :]), 0), strict=True))
+    places = {name: [model.inputs[place] for place in found] for name, found in inputs_by_series(contract).items()}
     explained = []
     for one in body["forecasts"]:
         part = made[one["horizon"]]

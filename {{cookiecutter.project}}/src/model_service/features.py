@@ -8,7 +8,8 @@ known at the origin, so a series that is published later simply reaches less far
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
+from pkgutil import resolve_name
 
 import numpy as np
 
@@ -17,23 +18,12 @@ from model_service.arrays import Flags, Floats, Integers
 from model_service.contract import Contract, Series
 from model_service.errors import ServiceError
 from model_service.inputs import Feature
-from model_service.mistakes import own
 
 Snapshot = tuple[int, Floats]
 Rows = Mapping[str, list[tuple[int, int, float | None]]]
 EPOCH = date(1970, 1, 1)
 DAY = 86_400_000_000
 CELLS = 500_000  # origins times rows that are looked at in one go
-
-
-def microseconds(moment: datetime) -> int:
-    """Microseconds since 1970 of an aware datetime."""
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-def moment(origin: int) -> datetime:
-    """The aware datetime of microseconds since 1970."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=origin)
 
 
 def day(number: int) -> date:
@@ -95,7 +85,7 @@ class History:
         kept = self.period < first + values.size
         return replace(self, **{part: getattr(self, part)[kept] for part in ("period", "known", "released", "value")})
 
-    def past(self, origins: Sequence[int], many: int) -> Floats:
+    def last_values(self, origins: Sequence[int], many: int) -> Floats:
         """float64 [many, n]: the last value known at each of n origins, the one a period before it, and so on.
 
         Of a series by day those before it count that there are: markets close, and a week has seven days.
@@ -163,7 +153,7 @@ def rows(contract: Contract, held: Mapping[str, History], origins: Sequence[int]
     Training, backtest and serving all come here. Each origin is worked out by itself, so one alone gives the same bits.
     Raises ServiceError when a function of one's own fails.
     """
-    past = {name: held[name].past(origins, many) for name, many in reach(contract).items()}
+    past = {name: held[name].last_values(origins, many) for name, many in reach(contract).items()}
     columns = {anchor(contract): past[contract.target.series][0]}
     for feature in contract.feature:
         if feature.calendar:
@@ -176,7 +166,7 @@ def rows(contract: Contract, held: Mapping[str, History], origins: Sequence[int]
     return np.column_stack([columns[name] for name in inputs(contract)])
 
 
-def change(transform: str, value: Floats, base: Floats) -> Floats:
+def apply_transform(transform: str, value: Floats, base: Floats) -> Floats:
     """What is modelled, from a value and the one it starts from: itself, the difference, the log's (NaN of 0)."""
     if transform == "level":
         return value
@@ -187,7 +177,7 @@ def change(transform: str, value: Floats, base: Floats) -> Floats:
     return np.where(np.isfinite(grown), grown, np.nan)
 
 
-def undo(transform: str, changed: Floats, base: Floats) -> Floats:
+def invert_transform(transform: str, changed: Floats, base: Floats) -> Floats:
     """The value, from what is modelled and the value it starts from: the inverse of `change`."""
     if transform == "level":
         return changed
@@ -205,7 +195,11 @@ def _transformed(feature: Feature, values: Floats) -> Floats:
     if feature.transform in {"mean", "deviation"}:
         mean: Floats = sum(values[1 : feature.window], start=values[0]) / feature.window
         return mean if feature.transform == "mean" else values[0] - mean
-    return values[0] if feature.transform == "level" else change(feature.transform, values[0], values[feature.span])
+    return (
+        values[0]
+        if feature.transform == "level"
+        else apply_transform(feature.transform, values[0], values[feature.span])
+    )
 
 
 def _waves(cycle: str, contract: Contract, target: History, origins: Sequence[int]) -> list[Floats]:
@@ -220,7 +214,7 @@ def _waves(cycle: str, contract: Contract, target: History, origins: Sequence[in
 
 def _by_own(feature: Feature, name: str, values: list[Floats]) -> Floats:
     """What one's own function makes of `values`, one array [window, n] a series, the newest first."""
-    function = own(name)
+    function = resolve_name(name)
     series = [np.ascontiguousarray(one[::-1].T) for one in values]
     try:
         return np.array([float(function(*windows)) for windows in zip(*series, strict=True)])

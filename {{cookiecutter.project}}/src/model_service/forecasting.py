@@ -13,7 +13,7 @@ from model_service.arrays import Floats
 from model_service.artifact import Model
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.experiments import change
+from model_service.experiments import described_change
 from model_service.store import read
 from model_service.store.connection import Connection
 
@@ -25,7 +25,7 @@ class NoDataYet(ServiceError):
         self.first_usable = first = read.first_usable(connection, list(held.held), held.version.loads)
         lacks = ", ".join(name for name, one in held.held.items() if not one.period.size)
         hint = f"the first usable date is {first:%Y-%m-%d}" if first else f"nothing was loaded of {lacks}"
-        super().__init__(f"nothing was known at {stamp(known_at)}: {hint}")
+        super().__init__(f"nothing was known at {utc_text(known_at)}: {hint}")
 
 
 class UnknownHorizon(ServiceError):
@@ -45,7 +45,7 @@ class NotFinite(InputsMissing):
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownInputs:
     """What was known at a pair of clocks: rows of the vintages, the model's inputs [F] made of them, the target's last
     known period, and the newest knowledge among them."""
 
@@ -69,24 +69,24 @@ class Vintages:
     rows: features.Rows
     held: dict[str, features.History]
 
-    def at(self, at: datetime) -> Known | None:
+    def at(self, at: datetime) -> KnownInputs | None:
         """What was known at `at`; None where that was nothing of some series."""
-        origin = features.microseconds(at)
+        origin = periods.microseconds(at)
         if not all(one.at(origin)[1].size for one in self.held.values()):
             return None
         first, values = self.held[self.contract.target.series].at(origin)
         newest = max(int(one.known[one.known <= origin].max()) for one in self.held.values())
         row, last = features.rows(self.contract, self.held, [origin])[0], first + values.size - 1
-        return Known(at, self.version, self.rows, row, last, features.moment(newest))
+        return KnownInputs(at, self.version, self.rows, row, last, periods.instant(newest))
 
     def days(self) -> list[datetime]:
         """The ends of the days, UTC, on which something became known, from the first vintage of the last series on."""
         first = max(one.first_vintage for one in self.held.values())
         days = np.unique(np.concatenate([one.known for one in self.held.values()]) // features.DAY)
-        return [features.moment(int(end)) for end in (days + 1) * features.DAY - 1 if end >= first]
+        return [periods.instant(int(end)) for end in (days + 1) * features.DAY - 1 if end >= first]
 
 
-def stamp(moment: datetime) -> str:
+def utc_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -115,32 +115,38 @@ def answer(
 
     Raises UnknownHorizon, NoDataYet, InputsMissing, read.UnknownDataVersion, psycopg.OperationalError.
     """
-    wanted = trained(model, horizons)
-    return body(contract, model, asked(contract, model, connection, known_at, data_version), wanted)
+    wanted = requested_horizons(model, horizons)
+    return answer_from(contract, model, read_inputs(contract, model, connection, known_at, data_version), wanted)
 
 
-def asked(
+def read_inputs(
     contract: Contract, model: Model, connection: Connection, known_at: datetime | None, data_version: str | None
-) -> Known:
+) -> KnownInputs:
     """What `model` makes its answer of, by both clocks; raises as `answer` does."""
     check_fit(contract, model)
     version = read.data_version(connection, data_version)
     return known_inputs(contract, connection, known_at or datetime.now(UTC), version)
 
 
-def body(contract: Contract, model: Model, known: Known, wanted: list[int]) -> dict[str, Any]:
+def answer_from(contract: Contract, model: Model, known: KnownInputs, wanted: list[int]) -> dict[str, Any]:
     """The answer for `wanted` horizons from what was known; raises InputsMissing."""
-    complete(contract, known.row, f"at {stamp(known.at)}")
-    return told(contract, model, known, wanted, model.predict(known.row[None, :]))
+    require_complete(contract, known.row, f"at {utc_text(known.at)}")
+    return compose_answer(contract, model, known, wanted, model.predict(known.row[None, :]))
 
 
-def told(contract: Contract, model: Model, known: Known, wanted: list[int], forecasts: Floats) -> dict[str, Any]:
+def compose_answer(
+    contract: Contract, model: Model, known: KnownInputs, wanted: list[int], forecasts: Floats
+) -> dict[str, Any]:
     """The answer for `wanted` horizons, of what the model makes of what was known [1, H]; raises NotFinite."""
     made = dict(zip(model.horizons, forecasts[0].tolist(), strict=True))
     if not np.isfinite(forecasts).all():
-        raise NotFinite(f"the inputs at {stamp(known.at)} give no finite forecast: look at the series' newest values")
+        raise NotFinite(
+            f"the inputs at {utc_text(known.at)} give no finite forecast: look at the series' newest values"
+        )
     return {
-        **head(contract, {"known_at": stamp(known.at), "data_version": known.version.version}, stamp(known.until)),
+        **answer_head(
+            contract, {"known_at": utc_text(known.at), "data_version": known.version.version}, utc_text(known.until)
+        ),
         "model": _model(model),
         "hindsight": _hindsight(model, known.at),
         "forecasts": [_forecast(contract, model.card["intervals"], h, known.last, made[h]) for h in wanted],
@@ -154,7 +160,7 @@ def vintages(contract: Contract, connection: Connection, until: datetime, versio
     return Vintages(contract, version, rows, features.histories(contract, rows))
 
 
-def known_inputs(contract: Contract, connection: Connection, at: datetime, version: read.DataVersion) -> Known:
+def known_inputs(contract: Contract, connection: Connection, at: datetime, version: read.DataVersion) -> KnownInputs:
     """What was known at `at`; raises NoDataYet where nothing was of some series."""
     held = vintages(contract, connection, at, version)
     if (known := held.at(at)) is None:
@@ -162,15 +168,18 @@ def known_inputs(contract: Contract, connection: Connection, at: datetime, versi
     return known
 
 
-def complete(contract: Contract, row: Floats, when: str) -> None:
+def require_complete(contract: Contract, row: Floats, when: str) -> None:
     """Raises InputsMissing that names the inputs of which too little is held."""
-    found = [*features.change(contract.target.transform, row[:1], row[:1]), *row[1:]]  # NaN: no change starts there
+    found = [
+        *features.apply_transform(contract.target.transform, row[:1], row[:1]),
+        *row[1:],
+    ]  # NaN: no change starts there
     if missing := [name for name, value in zip(features.inputs(contract), found, strict=True) if np.isnan(value)]:
         raise InputsMissing(f"too little is held {when} for {', '.join(missing)}: load more of the series' past"
                             " (a logarithm also needs values above 0)")  # fmt: skip
 
 
-def head(contract: Contract, as_of: dict[str, str], known_until: str) -> dict[str, Any]:
+def answer_head(contract: Contract, as_of: dict[str, str], known_until: str) -> dict[str, Any]:
     """What every answer begins with; `as_of` holds both clocks."""
     return {
         "service": contract.service.name,
@@ -181,7 +190,7 @@ def head(contract: Contract, as_of: dict[str, str], known_until: str) -> dict[st
     }
 
 
-def held_answer(
+def fallback_answers(
     contract: Contract,
     head: dict[str, Any],
     intervals: dict[str, list[dict[str, Any]]],
@@ -219,7 +228,7 @@ def unlike(contract: Contract, card: dict[str, Any], version: object) -> str:
     was = card["target"] | {"horizons": sorted(card["horizons"]), "inputs": card["inputs"]}
     now = vars(contract.target) | {"horizons": sorted(contract.target.horizons), "inputs": features.inputs(contract)}
     names = [name for name in ("series", "transform", "horizons", "inputs") if was.get(name) != now[name]]
-    says = "; ".join(f"{name} {change(was.get(name), now[name])}" for name in names)
+    says = "; ".join(f"{name} {described_change(was.get(name), now[name])}" for name in names)
     mend = f"since it was trained; run `train`, or restore service.toml (commit: {card.get('git_commit')})"
     return f"service.toml no longer fits model {version}: {says} {mend}" if says else ""
 
@@ -234,7 +243,7 @@ def check_fit(contract: Contract, model: Model) -> None:
         raise ServiceError(says)
 
 
-def trained(model: Model, horizons: list[int] | None) -> list[int]:
+def requested_horizons(model: Model, horizons: list[int] | None) -> list[int]:
     """The horizons that are asked for, each once; all of the model's for None. Raises UnknownHorizon."""
     if unknown := [horizon for horizon in horizons or [] if horizon not in model.horizons]:
         raise UnknownHorizon(unknown, model.horizons)
@@ -265,10 +274,10 @@ def champion(connection: Connection) -> Model:
     """The registry's champion, ready to answer; raises registry.NoModel."""
     if (found := registry.champion(connection)) is None:
         raise registry.NoModel
-    return loaded(found)
+    return as_model(found)
 
 
-def loaded(found: registry.Registered) -> Model:
+def as_model(found: registry.Registered) -> Model:
     """A registered model, ready to answer."""
     return Model(found.files, str(found.version))
 

@@ -10,7 +10,7 @@ from model_service import periods
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.listing import Row, fetch
-from model_service.mistakes import nearest
+from model_service.mistakes import did_you_mean
 from model_service.store import raw, read
 from model_service.store.connection import Connection
 
@@ -77,7 +77,7 @@ def observation(
     """
     series = fetch(connection, "SELECT frequency FROM series WHERE name = %s", [name])
     if not series:
-        raise UsageError(f"no series {name!r} was ever loaded{nearest(name, contract.series)}")
+        raise UsageError(f"no series {name!r} was ever loaded{did_you_mean(name, contract.series)}")
     clocks = read.data_version(connection, version)
     valid_time = _period(period, series[0]["frequency"])
     asked = {"name": name, "valid_time": valid_time, "known_at": known_at, "loads": json.dumps(clocks.loads)}
@@ -145,10 +145,10 @@ def _forward(
     resting = {row["digest"] for row in models}
     for row in fetch(connection, FORECASTS):
         asked_then = needed.get(row["model_digest"], {}), row["known_at"], row.pop("loads")
-        rows = used(connection, *asked_then)
+        rows = rows_used(connection, *asked_then)
         if wrong:
             had_it = asked_then[2].get(wrong["dataset"], 0) >= wrong["load_id"]
-            reads_it = had_it and _values(rows) != _values(used(connection, *asked_then, also=of))
+            reads_it = had_it and _values(rows) != _values(rows_used(connection, *asked_then, also=of))
         else:
             reads_it = any(one["load_id"] in of and (not cell or _key(one) == _key(cell)) for one in rows)
         because = ["its inputs"] * reads_it
@@ -166,7 +166,7 @@ def _values(rows: list[Row]) -> list[tuple[Any, ...]]:
     return [(row["series"], row["period"], row["value"]) for row in rows]
 
 
-def used(
+def rows_used(
     connection: Connection, needed: dict[str, int], known_at: datetime, loads: dict[str, int], also: Sequence[int] = ()
 ) -> list[Row]:
     """The rows behind a forecast by both clocks; `needed` as `reach` of the model's card."""

@@ -114,7 +114,7 @@ def quarantined_text(rows: list[Row]) -> str:
     return f"{columns(('id', 'load', 'line', 'series', 'period', 'rule', 'raw', 'done'), table)}\n{rules}{shown}"
 
 
-def refused(connection: Connection, number: int) -> Row:
+def quarantined_cell(connection: Connection, number: int) -> Row:
     """One quarantined cell; raises UsageError when there is none of that number."""
     found = fetch(connection, f"{QUARANTINED} WHERE quarantine_id = %s", [number])
     if not found:
@@ -122,7 +122,7 @@ def refused(connection: Connection, number: int) -> Row:
     return found[0]
 
 
-def refused_text(row: Row) -> str:
+def quarantined_cell_text(row: Row) -> str:
     period = f" of {row['valid_time']:%Y-%m-%d}" if row["valid_time"] else ""
     drop = f"`quarantine drop {row['quarantine_id']}`"
     done = f"open: mend service.toml and `quarantine replay {row['origin']}`, or {drop}"

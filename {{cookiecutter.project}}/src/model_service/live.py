@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from model_service import features
+from model_service import periods
 from model_service.contract import Contract
 from model_service.store import read
 from model_service.store.connection import Connection
@@ -53,7 +53,7 @@ def errors(contract: Contract, connection: Connection, version: int | None = Non
         met = [
             (truth[day][1:], value, intervals)
             for ahead, day, at, value, intervals in told
-            if ahead == horizon and day in truth and features.microseconds(at) < truth[day][0]
+            if ahead == horizon and day in truth and periods.microseconds(at) < truth[day][0]
         ]
         found.append({"horizon": horizon, **_judged(met[: RECENT * horizon], horizon, expected.get(horizon))})
     return found

@@ -1,10 +1,10 @@
 """What is wrong in a declaration, for people: the line, the key, the nearest known name, and what is allowed."""
 
 import difflib
-import importlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -69,21 +69,17 @@ def line(text: str, place: Place) -> int:
     return best
 
 
-def where(path: Path, *place: str | int) -> str:
+def location(path: Path, *place: str | int) -> str:
     """`service.toml line 12: train.seed`: what stands there, to begin a message with."""
     return f"{path.name} line {line(path.read_text('utf-8'), place)}: {'.'.join(map(str, place))}"
 
 
-def own(reference: str) -> Any:
-    """What `module:name` names; raises whatever importing it raises."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def unusable(reference: str) -> str:
+def why_not_callable(reference: str) -> str:
     """Why what `module:name` names cannot be called, and what to do; empty when it can."""
     try:
-        return "" if callable(own(reference)) else f"{reference!r} cannot be called: name a function or a class"
+        return (
+            "" if callable(resolve_name(reference)) else f"{reference!r} cannot be called: name a function or a class"
+        )
     except Exception as error:
         return f"{reference!r} cannot be imported ({error}): write it, or mend the name"
 
@@ -92,7 +88,7 @@ def _keys(dotted: str) -> Place:
     return tuple(part.strip(" \"'") for part in dotted.split("."))
 
 
-def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str:
+def did_you_mean(name: str, names: Mapping[str, Any] | list[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `names`, or nothing when none is near."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -111,12 +107,12 @@ def _mistake(model: type[BaseModel], problem: Any, also: list[str]) -> str:
     place = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         known = _fields(model, place[:-1]) + also
-        return f"{'.'.join(place)}: unknown key{nearest(place[-1], known)} (known: {', '.join(known)})"
+        return f"{'.'.join(place)}: unknown key{did_you_mean(place[-1], known)} (known: {', '.join(known)})"
     if problem["type"] == "too_short":
         return f"{'.'.join(place)}: give at least {problem['ctx']['min_length']}"
     given = "" if problem["type"] in {"missing", "value_error"} else f" (given: {problem['input']!r})"
     if problem["type"] == "literal_error":
-        given += nearest(str(problem["input"]), re.findall("'(.*?)'", problem["ctx"]["expected"]))
+        given += did_you_mean(str(problem["input"]), re.findall("'(.*?)'", problem["ctx"]["expected"]))
     prefix = f"{'.'.join(place)}: " if place else ""
     return f"{prefix}{problem['msg'].removeprefix('Value error, ')}{given}"
 

@@ -11,7 +11,7 @@ from typing import Any
 from model_service import artifact
 from model_service.digests import of_code
 from model_service.errors import ServiceError, UsageError
-from model_service.settings import who
+from model_service.settings import current_user
 from model_service.store.connection import Connection
 
 STATES = "SELECT DISTINCT ON (version) version, state_to, at FROM transition ORDER BY version, transition_id DESC"
@@ -45,14 +45,14 @@ def register(connection: Connection, folder: Path, reason: str) -> int:
             {"digest": digest, "texts": json.dumps(texts), "onnx": files["model.onnx"]},
         ).fetchone()
         if row:
-            _move(connection, row[0], "candidate", "register", reason)
+            _record_transition(connection, row[0], "candidate", "register", reason)
         return named(connection, digest).version
 
 
-def _move(connection: Connection, version: int, to: str, action: str, reason: str) -> None:
+def _record_transition(connection: Connection, version: int, to: str, action: str, reason: str) -> None:
     connection.execute(
         "INSERT INTO transition (version, state_from, state_to, action, who, reason) VALUES (%s, %s, %s, %s, %s, %s)",
-        [version, states(connection).get(version), to, action, who(), reason],
+        [version, states(connection).get(version), to, action, current_user(), reason],
     )
 
 
@@ -114,12 +114,12 @@ def promote(connection: Connection, version: int, action: str, reason: str) -> b
             return False
         connection.execute(
             "INSERT INTO promotion (version, previous, action, who, reason) VALUES (%s, %s, %s, %s, %s)",
-            [version, now.version if now else None, action, who(), reason],
+            [version, now.version if now else None, action, current_user(), reason],
         )
     return True
 
 
-def challenge(connection: Connection, version: int, reason: str) -> bool:
+def set_challenger(connection: Connection, version: int, reason: str) -> bool:
     """Makes `version` the challenger, and retires the one before; False when it is already.
 
     Raises UsageError if it is unknown or the champion.
@@ -131,21 +131,21 @@ def challenge(connection: Connection, version: int, reason: str) -> bool:
             raise UsageError(f"model {version} is the champion: it cannot be its own challenger")
         if state == "challenger":
             return False
-        _retire_challenger(connection, "promote", f"replaced by model {version}")
-        _move(connection, version, "challenger", "promote", reason)
+        _retire(connection, "promote", f"replaced by model {version}")
+        _record_transition(connection, version, "challenger", "promote", reason)
     return True
 
 
-def withdraw(connection: Connection, reason: str) -> int | None:
+def retire_challenger(connection: Connection, reason: str) -> int | None:
     """Retires the challenger; returns its version, None where there is none."""
     with _alone(connection):
-        return _retire_challenger(connection, "withdraw", reason)
+        return _retire(connection, "withdraw", reason)
 
 
-def _retire_challenger(connection: Connection, action: str, reason: str) -> int | None:
+def _retire(connection: Connection, action: str, reason: str) -> int | None:
     if (found := challenger(connection)) is None:
         return None
-    _move(connection, found.version, "retired", action, reason)
+    _record_transition(connection, found.version, "retired", action, reason)
     return found.version
 
 

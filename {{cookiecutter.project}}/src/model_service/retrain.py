@@ -48,7 +48,7 @@ def reasons(contract: Contract, connection: Connection, now: datetime) -> list[R
     found = registry.champion(connection)
     if found is None:
         return [Reason("champion", True, None, None, "there is none yet")]
-    model = forecasting.loaded(found)
+    model = forecasting.as_model(found)
     if says := forecasting.unlike(contract, model.card, model.version):
         return [Reason("declaration", True, None, None, says)]
     since, *run = connection.execute(LAST, [found.version]).fetchone() or (now, None, None)

@@ -47,7 +47,7 @@ def model_folder() -> Path:
     return beside if beside.is_dir() else root() / "build" / "model"
 
 
-def who() -> str:
+def current_user() -> str:
     """The person or process that acts, for rows that say who did it."""
     try:
         return getpass.getuser()

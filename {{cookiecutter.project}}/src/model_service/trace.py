@@ -53,7 +53,7 @@ def walk(contract: Contract, connection: Connection, answer: dict[str, Any]) -> 
     at = clocks or card["trained_as_of"]
     version = connection.execute("SELECT loads FROM data_version WHERE version = %s", [at["data_version"]]).fetchone()
     loads = version[0] if version else {}
-    used = lineage.used(connection, card["reach"], datetime.fromisoformat(at["known_at"]), loads) if clocks else []
+    used = lineage.rows_used(connection, card["reach"], datetime.fromisoformat(at["known_at"]), loads) if clocks else []
     rows = [row for row in used if row["value"] is not None]
     held = [] if clocks else connection.execute(HELD, [json.dumps(loads)]).fetchall()
     files = lineage.files(connection, sorted({row["load_id"] for row in rows} | {number for (number,) in held}))
@@ -73,7 +73,7 @@ def walk(contract: Contract, connection: Connection, answer: dict[str, Any]) -> 
 
 def _again(contract: Contract, connection: Connection, model: registry.Registered, answer: dict[str, Any]) -> str:
     """`equal` when the registered model gives the same values from the same pair of clocks, or what is different."""
-    ready, told, clocks = forecasting.loaded(model), answer["forecasts"], answer["as_of"]
+    ready, told, clocks = forecasting.as_model(model), answer["forecasts"], answer["as_of"]
     try:
         if clocks is None:
             told = [{"value": one[f"horizon_{horizon}"]} for one in told for horizon in ready.horizons]

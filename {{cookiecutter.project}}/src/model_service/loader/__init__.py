@@ -138,7 +138,7 @@ def batches(
         yield np.array(rows, CELLS), raws, rejects
 
 
-def value_of(raw: Any, *missing: str | None) -> tuple[float, int, str, str]:
+def parse_value(raw: Any, *missing: str | None) -> tuple[float, int, str, str]:
     """(value, VALUE, "", ""), (NaN, MISSING, "", "") of one of `missing`, or (NaN, VALUE, rule, detail) of a Reject."""
     if raw in missing:
         return math.nan, MISSING, "", ""

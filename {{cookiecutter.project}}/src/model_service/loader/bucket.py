@@ -11,10 +11,10 @@ from obstore.exceptions import BaseError, NotModifiedError
 from obstore.store import S3Store
 
 from model_service.loader import SourceError
-from model_service.loader.web import Bring, Polite
+from model_service.loader.web import Bring, RequestLimits
 
 
-def matching(place: str, options: Polite, begins: str, matches: Callable[[str], object]) -> dict[str, Bring]:
+def matching(place: str, options: RequestLimits, begins: str, matches: Callable[[str], object]) -> dict[str, Bring]:
     """The one object, or those that match of the ones that the bucket lists from `begins` on.
 
     Raises SourceError when it does not.

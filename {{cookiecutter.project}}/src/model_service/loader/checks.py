@@ -86,7 +86,7 @@ class Rule:
     says: Callable[[np.void], str]
 
 
-def sift(
+def check_cells(
     records: Iterable[Cell | Reject], ids: Mapping[str, int], series: Mapping[str, Series], now: datetime
 ) -> Iterator[tuple[Cells, list[Reject]]]:
     """The records in batches, by column; cells that break a row rule become Rejects. `now` is when they were read."""
@@ -116,7 +116,7 @@ def rules_of(series: Series) -> dict[str, Any]:
     return series.model_dump(mode="json", exclude_unset=True, include={"frequency", "range", "allowed"})
 
 
-def batch(
+def check_load(
     connection: Connection,
     contract: Contract,
     dataset: str,
@@ -128,11 +128,11 @@ def batch(
     held = sum(landed[name] for name in ("changed", "same", "deleted", "conflict", "vanished"))
     results = [_vanished(landed["vanished"], held, contract.source[dataset].max_vanished, dataset)]
     if known is not None and landed["new"] + landed["changed"] + landed["deleted"] + landed["vanished"]:
-        results += judge(connection, contract, contract.of_source(dataset), known, load_id)
+        results += run_checks(connection, contract, contract.of_source(dataset), known, load_id)
     return results
 
 
-def judge(
+def run_checks(
     connection: Connection,
     contract: Contract,
     series: Mapping[str, Series],

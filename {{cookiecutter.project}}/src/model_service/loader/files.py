@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from model_service import periods
 from model_service.errors import UsageError
 from model_service.loader import ALWAYS, Ask, Payload, SourceError
-from model_service.loader.web import Bring, Client, Polite, Web, address
+from model_service.loader.web import Bring, Client, RequestLimits, Web, address
 from model_service.mistakes import Section
 
 GZIP, PARQUET, PLAIN = "application/gzip", "application/vnd.apache.parquet", "text/csv"
@@ -59,7 +59,7 @@ class Vintage(Section):
         return self
 
 
-class Files(Polite):
+class Files(RequestLimits):
     """Keys of a `[source.*]` table whose bytes are files."""
 
     path: Annotated[tuple[Place, ...], BeforeValidator(_listed), Field(min_length=1)]
@@ -157,7 +157,7 @@ def _client(options: Files, ask: Ask, stack: ExitStack, host: str) -> Client:
         raise UsageError(
             f"{options.login} holds no login: set it to USER:PASSWORD or a bearer's token, see docs/csv.md"
         )
-    web = Web(base_url=host, **options.model_dump(include=set(Polite.model_fields)))
+    web = Web(base_url=host, **options.model_dump(include=set(RequestLimits.model_fields)))
     return stack.enter_context(Client(web, ask.pace, {}, login))
 
 

@@ -57,7 +57,7 @@ class Follower:
     def _round(self) -> float:
         """Loads what there is, or what comes for a while; returns the seconds to wait."""
         try:
-            found = run.one(
+            found = run.load_dataset(
                 self.contract, self.url, self.dataset, self.root, self.say, until=self.ended, turn=self.turn
             )
             outcomes = Counter(str(result["outcome"]) for result in found)

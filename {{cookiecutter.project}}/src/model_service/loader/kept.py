@@ -14,7 +14,7 @@ from model_service.loader import Cell, Payload, Reject, checks, sources
 from model_service.loader.sources import Kind
 from model_service.store import ledger, quarantine, raw
 from model_service.store.connection import Connection
-from model_service.store.observations import Batches, Said
+from model_service.store.observations import Batches, Statement
 
 Row = Mapping[str, Any]  # of a load
 
@@ -37,13 +37,13 @@ class Reader:
                 found = (one for one in found if (one.line, one.series) in wanted or (one.line, None) in wanted)
             yield from found
 
-    def said(
+    def statements(
         self, entry: ledger.Entry, ids: Mapping[str, int], since: datetime | None = None, only: int | None = None
-    ) -> Iterator[Said]:
+    ) -> Iterator[Statement]:
         """What others than the load that the entry corrects said of its scope, or what `only` the one said."""
         but = entry.corrects if only is None else None
-        for row in ledger.said(self.connection, entry.dataset, entry.scope, since, but, only):
-            yield Said(
+        for row in ledger.statements(self.connection, entry.dataset, entry.scope, since, but, only):
+            yield Statement(
                 load_id=row["load_id"],
                 rank=row["rank"],
                 known=ledger.vintage_of(row["request"]) or row["observed_at"],
@@ -77,5 +77,5 @@ class Reader:
 
     def _cells(self, row: Row, ids: Mapping[str, int]) -> Batches:
         wanted = quarantine.settled(self.connection, row["rank"]) if row["kind"] == "retry" else None
-        for cells, _ in checks.sift(self.records(row, wanted), ids, self.series, row["observed_at"]):
+        for cells, _ in checks.check_cells(self.records(row, wanted), ids, self.series, row["observed_at"]):
             yield cells

@@ -21,7 +21,7 @@ from model_service.loader import ALWAYS, Ask, Cell, Payload, Reject, Window, che
 from model_service.loader.kept import Reader
 from model_service.loader.web import Web
 from model_service.periods import instant
-from model_service.settings import who
+from model_service.settings import current_user
 from model_service.store import ledger, provider, quarantine, raw
 from model_service.store.connection import Connection, connect
 from model_service.store.observations import Batches, Landing, series_ids
@@ -40,10 +40,12 @@ def load(
     it). `dry` says what a load would do and does nothing. Raises UsageError for options that this loader does not know,
     SourceError for what cannot be fetched or split.
     """
-    return [result for dataset in contract.source for result in one(contract, url, dataset, root, say, dry, window)]
+    return [
+        result for dataset in contract.source for result in load_dataset(contract, url, dataset, root, say, dry, window)
+    ]
 
 
-def one(
+def load_dataset(
     contract: Contract, url: str, dataset: str, root: Path, say: Say, dry: bool = False, window: Window = ALWAYS,
     until: Event | None = None, turn: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  it holds nothing
 ) -> list[Result]:  # fmt: skip
@@ -73,7 +75,7 @@ def one(
     return [result | {"stale": fresh.states} for result in done]
 
 
-def again(contract: Contract, url: str, load_id: int, kind: str, reason: str, say: Say) -> Result:
+def reprocess(contract: Contract, url: str, load_id: int, kind: str, reason: str, say: Say) -> Result:
     """Reads the kept bytes of a load once more under today's service.toml, as a load of its own.
 
     `correction` takes the place of what that load brought; `retry` brings what it had to put in quarantine.
@@ -128,7 +130,7 @@ class Run:
         read_by = {name: value for name, value in self.rules["options"].items() if name not in elsewhere}
         read_as = {"options": read_by, "series": self.rules["series"]}
         self.rules_hash = digests.of_json([read_as, self.source.PARSER_VERSION])
-        self.head = ledger.head(self.connection, self.dataset)
+        self.head = ledger.watermark(self.connection, self.dataset)
 
     def ask(self, root: Path, window: Window, until: Event | None = None) -> Ask:
         def newest(series: str) -> datetime | None:
@@ -153,7 +155,7 @@ class Run:
             return result | {"outcome": "nothing new"}
         started, sha256 = datetime.now(UTC), raw.sha256_of(payload.path)
         # Without a vintage, bytes that were replaced and come back are news: what is known changes again.
-        turn = 0 if payload.vintage else ledger.turn(self.connection, self.dataset, payload.name, sha256)
+        turn = 0 if payload.vintage else ledger.times_replaced(self.connection, self.dataset, payload.name, sha256)
         request = {"file": payload.name, "vintage": payload.vintage.isoformat() if payload.vintage else ""}
         key = digests.of_json([self.dataset, request, sha256, self.rules_hash, turn])
         if ledger.committed(self.connection, key):
@@ -199,7 +201,7 @@ class Run:
             rules_hash=self.rules_hash, parser_version=self.source.PARSER_VERSION, code_version=digests.of_code(),
             started_at=datetime.now(UTC), observed_at=found["observed_at"],
             scope=list(self.series) if unknown or not found["scope"] else found["scope"],
-            complete=found["complete"] and kind == "correction", kind=kind, origin=found["load_id"], who=who(),
+            complete=found["complete"] and kind == "correction", kind=kind, origin=found["load_id"], who=current_user(),
             reason=reason,
         )  # fmt: skip
         return self._commit(entry, partial(self.kept.records, found, wanted), taken.values())
@@ -209,13 +211,13 @@ class Run:
     ) -> Result:
         """One transaction: all of the load; or, when a check blocks it, its ledger row and the checks alone."""
         with self.connection.transaction(force_rollback=self.dry):
-            load_id = ledger.draw(self.connection)
+            load_id = ledger.next_load_id(self.connection)
             with self.connection.transaction() as rows:
                 landing, counts, results = self._land(load_id, entry, records)
                 blocked = any(one.action == "block" and not one.ok for one in results)
                 if blocked:
                     raise psycopg.Rollback(rows)
-                late = landing.late(lambda: ledger.draw(self.connection))
+                late = landing.late(lambda: ledger.next_load_id(self.connection))
             marked = any(one.action == "mark" and not one.ok for one in results)
             status = "blocked" if blocked else "marked" if marked else "committed"
             known = [instant(one) for one in landing.moments] + [entry.moment] * entry.complete
@@ -240,7 +242,7 @@ class Run:
     ) -> tuple[Landing, ledger.Counts, list[checks.Result]]:
         ids = series_ids(self.connection, self.dataset, self.series)
         file, rejected = entry.request["file"], 0
-        said = partial(self.kept.said, entry, ids)
+        said = partial(self.kept.statements, entry, ids)
         landing = Landing(
             self.connection, load_id, said,
             newest=ledger.newest(self.connection, self.dataset, entry.scope, entry.corrects),
@@ -252,7 +254,7 @@ class Run:
 
         def cells() -> Batches:
             nonlocal rejected
-            for good, bad in checks.sift(records(), ids, self.series, entry.observed_at):
+            for good, bad in checks.check_cells(records(), ids, self.series, entry.observed_at):
                 rejected += quarantine.keep(self.connection, load_id, file, bad)
                 yield good
 
@@ -271,7 +273,7 @@ class Run:
         judged = dict(landing.landed)
         if entry.kind != "fetch":
             judged["vanished"] = 0  # a person takes it back, whatever its share
-        return landing, counts, checks.batch(self.connection, self.contract, self.dataset, load_id, judged, known)
+        return landing, counts, checks.check_load(self.connection, self.contract, self.dataset, load_id, judged, known)
 
     def _report(
         self, load_id: int, entry: ledger.Entry, counts: ledger.Counts, status: str, results: list[checks.Result]

@@ -50,7 +50,7 @@ def _web(text: str) -> str:
 Url = Annotated[str, AfterValidator(_web)]
 
 
-class Polite(Section):
+class RequestLimits(Section):
     """How providers are asked. The budget is one a host, whoever asks it."""
 
     requests_per_second: Annotated[float, Field(gt=0)]
@@ -58,13 +58,13 @@ class Polite(Section):
     tries: Annotated[int, Field(ge=1, le=20)] = 6
 
 
-class Web(Polite):
+class Web(RequestLimits):
     """Keys that every source with a provider on the web has."""
 
     base_url: Url
 
 
-class Again(SourceError):
+class RetryableError(SourceError):
     """It failed in a way that may pass; `rest` is how long to leave the provider alone, where that is known."""
 
     def __init__(self, message: str, rest: float | None = None) -> None:
@@ -72,7 +72,7 @@ class Again(SourceError):
         self.rest = rest
 
 
-class Keyed(httpx.HTTPTransport):
+class KeyTransport(httpx.HTTPTransport):
     """Puts the key into the query below all that logs or raises: no URL that anybody sees has it."""
 
     def __init__(self, host: str, key: Mapping[str, str]) -> None:
@@ -97,7 +97,7 @@ class Client:
         told = [one for one in (login, coded, login.partition(":")[2]) if len(one) >= SECRET]
         self.secrets = [one.encode() for one in (*key.values(), *told)]
         self.http = httpx.Client(
-            base_url=options.base_url, transport=Keyed(options.base_url, key), timeout=options.timeout_seconds,
+            base_url=options.base_url, transport=KeyTransport(options.base_url, key), timeout=options.timeout_seconds,
             headers={"Authorization": f"Basic {coded}" if ":" in login else f"Bearer {login}"} if login else {},
         )  # fmt: skip
 
@@ -121,7 +121,7 @@ class Client:
 
     def _retrying(self, path: str, to: Path | None = None, **how: Any) -> httpx.Response:
         retrying = Retrying(
-            stop=stop_after_attempt(self.options.tries), wait=self._wait, retry=retry_if_exception_type(Again),
+            stop=stop_after_attempt(self.options.tries), wait=self._wait, retry=retry_if_exception_type(RetryableError),
             reraise=True,
         )  # fmt: skip
         return retrying(self._ask, path, to, **how)
@@ -134,13 +134,13 @@ class Client:
                 _receive(answer, to)
         except (httpx.RequestError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             says = str(error) or type(error).__name__
-            raise Again(f"{self.provider} cannot be reached: {says}; try again later") from None
+            raise RetryableError(f"{self.provider} cannot be reached: {says}; try again later") from None
         if answer.status_code in PASSING:
             says = f"{self.provider} answers {answer.status_code}"
             rest = _rest(answer)
             if rest is not None and rest > PATIENCE_SECONDS:
                 raise SourceError(f"{says} and asks to be left alone for {rest:.0f} seconds: run again after that")
-            raise Again(f"{says}, {self.options.tries} times; try again later", rest)
+            raise RetryableError(f"{says}, {self.options.tries} times; try again later", rest)
         received = to if to and answer.status_code == 200 else answer.content
         if any(_holds(received, secret) for secret in self.secrets):
             raise SourceError(f"{self.provider} repeats the key in its answer: it was not kept")
@@ -149,7 +149,7 @@ class Client:
     def _wait(self, state: RetryCallState) -> float:
         """A rest that the provider asks for is one for all copies: it goes into the budget, all wait for the turn."""
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, Again) and error.rest is not None:
+        if isinstance(error, RetryableError) and error.rest is not None:
             self.pace.rest(self.provider, error.rest)
             return 0.0
         return float(_BACK_OFF(state))

@@ -16,8 +16,8 @@ from starlette.types import Receive
 from model_service.arrays import Floats
 from model_service.contract import Serving
 from model_service.serving import door
-from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, wrong
-from model_service.serving.slots import Full
+from model_service.serving.edge import MAX_MISTAKES, Mistake, Problem, invalid
+from model_service.serving.slots import Overloaded
 
 DEPTH = 8  # levels of a body; the deepest that any route takes has five
 HELD_UP_SECONDS = 0.02  # that a timer is late
@@ -34,7 +34,7 @@ async def read(request: Request, any_type: bool = False) -> bytes:
         return await door.in_time(_whole(request.receive))
     except TimeoutError:
         if door.left() < -HELD_UP_SECONDS:  # no fault of the caller's: it may have been there
-            raise Full("the event loop was held up") from None
+            raise Overloaded("the event loop was held up") from None
         raise Problem(408, "the body did not arrive in time: send it faster, or less of it") from None
 
 
@@ -50,7 +50,7 @@ async def _whole(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def mapping(body: bytes, known: set[str], form: str, limit: int) -> dict[str, Any]:
+def parse_object(body: bytes, known: set[str], form: str, limit: int) -> dict[str, Any]:
     """The body as an object of `known` members, and of `form`; `limit`: the most instances.
 
     Raises Problem 400 (not JSON, too deep) or 422.
@@ -61,9 +61,9 @@ def mapping(body: bytes, known: set[str], form: str, limit: int) -> dict[str, An
     except (ValueError, RecursionError) as error:
         raise Problem(400, f"the body is not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise wrong([(min(known), f"is missing; the body is {form}")])
+        raise invalid([(min(known), f"is missing; the body is {form}")])
     if extra := sorted(set(data) - known):
-        raise wrong((name, f"is unknown; known: {', '.join(sorted(known))}") for name in extra)
+        raise invalid((name, f"is unknown; known: {', '.join(sorted(known))}") for name in extra)
     return data
 
 
@@ -91,34 +91,34 @@ class Inputs:
         flat = chain.from_iterable(map(msgspec.structs.astuple, given))
         return np.fromiter(flat, np.float64, len(given) * len(self.names)).reshape(len(given), -1)
 
-    def strange(self, rows: Floats) -> npt.NDArray[np.bool_]:
+    def out_of_range(self, rows: Floats) -> npt.NDArray[np.bool_]:
         """Which of `rows` [N, F] lie outside the range seen in training."""
         flags: npt.NDArray[np.bool_] = (rows < self._low) | (rows > self._high)
         return flags
 
-    def outside(self, rows: Floats) -> list[list[str]]:
+    def names_out_of_range(self, rows: Floats) -> list[list[str]]:
         """For each row the names of those; raises Problem 422 where `serving.out_of_range` says so."""
-        flags = self.strange(rows)
+        flags = self.out_of_range(rows)
         if not flags.any():
             return [[]] * len(rows)
         strange = [[self.names[column] for column in np.flatnonzero(row)] for row in flags]
         if self._reject:
             places = (f"instances.{number}.{name}" for number, row in enumerate(strange) for name in row)
-            raise wrong((place, "is outside the range seen in training") for place in places)
+            raise invalid((place, "is outside the range seen in training") for place in places)
         return strange
 
 
-def instances(given: Any, names: list[str], limit: int) -> Floats:
+def parse_instances(given: Any, names: list[str], limit: int) -> Floats:
     """Instances as [N, F] in the order of `names`; raises Problem 422."""
     if not isinstance(given, list) or not 0 < len(given) <= limit:
-        raise wrong([("instances", f"must be a list of 1 to {limit} objects; at most {limit} are taken at a time")])
+        raise invalid([("instances", f"must be a list of 1 to {limit} objects; at most {limit} are taken at a time")])
     found = chain.from_iterable(_mistakes(one, names, f"instances.{number}") for number, one in enumerate(given))
     if mistakes := list(islice(found, MAX_MISTAKES)):
-        raise wrong(mistakes)
+        raise invalid(mistakes)
     return np.array([[one[name] for name in names] for one in given], np.float64)
 
 
-def not_a_number(value: Any) -> str | None:
+def number_error(value: Any) -> str | None:
     """What is wrong with a value where a number is due."""
     if type(value) not in (int, float):
         return f"is {'null' if value is None else type(value).__name__}; a number is due"
@@ -136,7 +136,7 @@ def _measure(body: bytes, limit: int, field: str) -> None:
     if len(left) > DEPTH:  # fewer are a cut body, or stand in a text
         raise Problem(400, f"the body is not JSON of at most {DEPTH} levels")
     if len(brackets) > 20 * (limit + DEPTH):
-        raise wrong([(field, f"at most {limit} are taken at a time, and these are far more")])
+        raise invalid([(field, f"at most {limit} are taken at a time, and these are far more")])
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _mistakes(instance: Any, names: list[str], place: str) -> Iterator[Mistake]:
     for name in names:
         if name not in instance:
             yield f"{place}.{name}", "is missing"
-        elif what := not_a_number(instance[name]):
+        elif what := number_error(instance[name]):
             yield f"{place}.{name}", what
     if instance.keys() != set(names):
         yield from ((f"{place}.{name}", "is no input: see /v1/model") for name in instance if name not in names)

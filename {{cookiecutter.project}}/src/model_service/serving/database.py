@@ -11,7 +11,7 @@ from model_service import forecasting, freshness, live, registry, settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.serving.edge import Problem
-from model_service.serving.slots import Slots, Unable, bounded
+from model_service.serving.slots import Slots, Unavailable, run_within
 from model_service.store import connection as store
 from model_service.store import read
 
@@ -29,24 +29,24 @@ class Database:
 
     def ask(self, slots: Slots, question: Callable[[store.Connection], T]) -> Awaitable[T]:
         """What `question` gives; raises Unable and Full."""
-        return bounded(slots, self.seconds, "database_timeout", lambda: self._connected(question))
+        return run_within(slots, self.seconds, "database_timeout", lambda: self._connected(question))
 
     def _connected(self, question: Callable[[store.Connection], T]) -> T:
         try:
             url = settings.database_url()
             if not url:
-                raise Unable("database_not_configured")
+                raise Unavailable("database_not_configured")
             bound, wait = f"-c statement_timeout={self.seconds * 1000:.0f}", max(1, round(self.seconds))
             with store.connect(url, "reader", connect_timeout=wait, options=bound) as connection:
                 return question(connection)
         except UsageError:
-            raise Unable("database_not_configured") from None
+            raise Unavailable("database_not_configured") from None
         except NO_DATA:
             raise
         except (psycopg.Error, ServiceError) as error:  # also of the inputs: one's own function, another service.toml
             reason = "database_away" if isinstance(error, psycopg.Error | store.DatabaseAway) else "inputs_failed"
             log.warning("%s: %s", reason, error)
-            raise Unable(reason) from None
+            raise Unavailable(reason) from None
 
     def seen(self, connection: store.Connection) -> dict[str, Any]:
         """What the metrics tell of model and data; a question."""

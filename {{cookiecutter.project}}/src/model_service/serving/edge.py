@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from model_service.serving import keys
 from model_service.serving.door import Door
-from model_service.telemetry import Requests, encoded, request_id
+from model_service.telemetry import Requests, request_id, to_json
 from model_service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Problem(Exception):
         self.status, self.detail, self.mistakes, self.more = status, detail, mistakes, more
 
 
-class Unknown(Problem):
+class Unauthorized(Problem):
     """401: says nothing of which keys there are."""
 
     headers = {"WWW-Authenticate": f'ApiKey header="{keys.HEADER}"'}
@@ -55,7 +55,7 @@ class Unknown(Problem):
         super().__init__(401, f"a valid API key is required: send it as {keys.HEADER}")
 
 
-def wrong(mistakes: Iterable[Mistake], **more: Any) -> Problem:
+def invalid(mistakes: Iterable[Mistake], **more: Any) -> Problem:
     """422 that names the fields, the first MAX_MISTAKES of them, and what is wrong with each."""
     mistakes = list(islice(mistakes, MAX_MISTAKES))
     return Problem(422, "; ".join(f"{field}: {what}" for field, what in mistakes), mistakes, **more)
@@ -65,7 +65,7 @@ def as_json(
     made: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None, kind: str = "application/json"
 ) -> Response:
     """`made` as the body, with null for what JSON has no number for: an interval of too few errors, say."""
-    return Response(encoded(made), status, headers, kind)
+    return Response(to_json(made), status, headers, kind)
 
 
 def _problem(request: Request, error: Exception) -> Problem:
@@ -77,7 +77,7 @@ def _problem(request: Request, error: Exception) -> Problem:
         says = {404: f"there is no {path}: see /docs", 405: f"{path} does not take {request.method}: see /docs"}
         return Problem(error.status_code, says.get(error.status_code, error.detail))
     if isinstance(error, RequestValidationError):
-        return wrong((".".join(map(str, mistake["loc"][1:])), mistake["msg"]) for mistake in error.errors())
+        return invalid((".".join(map(str, mistake["loc"][1:])), mistake["msg"]) for mistake in error.errors())
     if isinstance(error, MemoryError):
         return Problem(503, "there is no memory left for it: ask again, or send less")
     return Problem(500, "the service failed; its log names the cause under this id")
@@ -156,7 +156,7 @@ class Edge:
             if refusal:
                 await (await _answer(Request(scope), Problem(*refusal)))(scope, receive, answer)
             elif not self._known(scope["path"], headers):
-                await (await _answer(Request(scope), Unknown()))(scope, receive, answer)
+                await (await _answer(Request(scope), Unauthorized()))(scope, receive, answer)
             elif (hot := self._hot.get((scope["method"], scope["path"]))) and not scope["query_string"]:
                 await self._call(hot, scope, self._bounded(receive), answer)
             else:

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from model_service.arrays import Floats
 from model_service.artifact import Model, Tensor
 from model_service.serving import body
-from model_service.serving.edge import Problem, as_json, wrong
+from model_service.serving.edge import Problem, as_json, invalid
 from model_service.serving.runtime import Runtime
-from model_service.serving.schema import told
+from model_service.serving.schema import documented
 
 REQUEST = {"id", "parameters", "inputs", "outputs"}
 FORM = '{"inputs": [{"name": ..., "shape": [...], "datatype": ..., "data": [...]}]}'
@@ -39,30 +39,30 @@ def add(app: FastAPI, runtime: Runtime) -> None:
             )
         return runtime.model
 
-    @app.get("/v2/health/live", **told("Live"))
+    @app.get("/v2/health/live", **documented("Live"))
     async def live() -> Response:
         """The process answers."""
         return as_json({"live": True})
 
-    @app.get("/v2/health/ready", **told("ServerReady", 429, 503))
+    @app.get("/v2/health/ready", **documented("ServerReady", 429, 503))
     async def ready() -> Response:
         """The model is whole, as at /readyz."""
         await runtime.check()
         return as_json({"ready": True})
 
-    @app.get("/v2", **told("Server"))
+    @app.get("/v2", **documented("Server"))
     async def server() -> Response:
         """Name and version of this service; it has no extensions."""
         return as_json({"name": name, "version": runtime.model.version, "extensions": []})
 
-    @of_model.get("/ready", **told("ModelReady", 404))
+    @of_model.get("/ready", **documented("ModelReady", 404))
     async def model_ready(model: str, version: str | None = None) -> Response:
         """The model is whole, as at /readyz."""
         named(model, version)
         await runtime.check()
         return as_json({"name": name, "ready": True})
 
-    @of_model.get("", **told("Metadata", 404))
+    @of_model.get("", **documented("Metadata", 404))
     async def metadata(model: str, version: str | None = None) -> Response:
         """Inputs and outputs of the graph."""
         found = named(model, version)
@@ -70,17 +70,17 @@ def add(app: FastAPI, runtime: Runtime) -> None:
         tensors = {"inputs": inputs, "outputs": outputs}
         return as_json({"name": name, "versions": [found.version], "platform": "onnx_onnxruntime", **tensors})
 
-    @of_model.post("/infer", **told("Inferred", 404, takes="Infer"))
+    @of_model.post("/infer", **documented("Inferred", 404, takes="Infer"))
     async def infer(request: Request, model: str, version: str | None = None) -> Response:
         """The graph's outputs, row by row, for given inputs: columns in the order of `inputs` of /v1/model."""
         found = named(model, version)
         if BINARY in request.headers:
             raise Problem(400, "the binary extension is not spoken here: send tensors as JSON data")
         content = await body.read(request, any_type=True)
-        given = body.mapping(content, REQUEST, FORM, limits.max_instances)
+        given = body.parse_object(content, REQUEST, FORM, limits.max_instances)
         (takes,), (gives,) = found.takes, found.gives
         if mistakes := list(_mistakes(given, takes, gives)):
-            raise wrong(mistakes)
+            raise invalid(mistakes)
         rows = _rows(given["inputs"][0], takes, limits.max_instances)
         values, strange = await runtime.predict(rows)
         output = {"name": gives.name, "shape": list(values.shape), "datatype": gives.datatype}
@@ -91,7 +91,7 @@ def add(app: FastAPI, runtime: Runtime) -> None:
             answer["parameters"] = {"out_of_range": ", ".join(marked)}
         answer["outputs"] = [output | {"data": values.ravel().tolist()}]
         inputs = {"names": found.inputs, "rows": rows.tolist()}
-        runtime.answered("/v2/models/{model}/infer", inputs, values.tolist(), len(rows))
+        runtime.record_answer("/v2/models/{model}/infer", inputs, values.tolist(), len(rows))
         return as_json(answer)
 
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
@@ -127,16 +127,16 @@ def _rows(tensor: dict[str, Any], takes: Tensor, limit: int) -> Floats:
     shape, width = tensor.get("shape"), takes.shape[1]
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(one) is int for one in shape)
             and 0 < shape[0] <= limit and shape[1] == width):  # fmt: skip
-        raise wrong([("inputs.0.shape", f"must be [rows, {width}], at most {limit} rows at a time")])
+        raise invalid([("inputs.0.shape", f"must be [rows, {width}], at most {limit} rows at a time")])
     data = tensor["data"]
     if isinstance(data, list) and len(data) == shape[0] and all(isinstance(row, list) for row in data):
         if any(len(row) != width for row in data):
-            raise wrong([("inputs.0.data", f"must have {width} numbers in each row, as its shape says")])
+            raise invalid([("inputs.0.data", f"must have {width} numbers in each row, as its shape says")])
         data = [value for row in data for value in row]
     if not isinstance(data, list) or len(data) != math.prod(shape):
-        raise wrong([("inputs.0.data", f"must be {shape[0]} times {width} numbers, as its shape says")])
+        raise invalid([("inputs.0.data", f"must be {shape[0]} times {width} numbers, as its shape says")])
     mistakes = ((f"inputs.0.data.{place}", what) for place, value in enumerate(data)
-                if (what := body.not_a_number(value)))  # fmt: skip
+                if (what := body.number_error(value)))  # fmt: skip
     if found := list(mistakes):
-        raise wrong(found)
+        raise invalid(found)
     return np.array(data, np.float64).reshape(shape)

@@ -19,7 +19,7 @@ from model_service.contract import Serving
 from model_service.serving.body import Inputs
 from model_service.serving.cache import Cache
 from model_service.serving.door import Door
-from model_service.serving.slots import NEVER, Interrupted, Interrupter, Slots, Unable, bounded
+from model_service.serving.slots import INFINITY, Interrupted, Interrupter, Slots, Unavailable, run_within
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ WARY_SECONDS = 60.0
 FEW = 10  # rows of a request that is asked together with others
 
 
-class Made(NamedTuple):
+class Prediction(NamedTuple):
     """Forecasts [N, H]. `sound`: all are finite, and all inputs, of these and those beside them, as in training."""
 
     values: Floats
@@ -49,16 +49,16 @@ class Predictor:
         self.model, self.slots, self.seconds = model, slots, seconds
         self.inputs = Inputs(model.inputs, model.card.get("input_range", {}), limits)
         self.door, self._cache = door, cache
-        self._waiting: list[tuple[Floats, asyncio.Future[Made | None]]] = []
+        self._waiting: list[tuple[Floats, asyncio.Future[Prediction | None]]] = []
         self._row_seconds = _measured(model)
-        self._wary = -NEVER
+        self._wary = -INFINITY
         self._interrupter = Interrupter(seconds / 4)
         self._interrupter.start()
 
     async def predict(self, rows: Floats) -> Floats:
         """Inputs [N, F] to forecasts [N, H], whatever they are; raises Unable and Full."""
         until = time.monotonic() + self.seconds
-        made = await self.soon(rows)
+        made = await self.predict_in_loop(rows)
         return made.values if made else await self.in_slot(rows, until)
 
     async def in_slot(self, rows: Floats, until: float) -> Floats:
@@ -72,32 +72,32 @@ class Predictor:
 
     def aside(self, job: Callable[[], T], seconds: float | None = None) -> Awaitable[T]:
         """`job`, which asks the model, in a slot; raises Unable and Full."""
-        return bounded(self.slots, seconds or self.seconds, "model_timeout", lambda: _told(job))
+        return run_within(self.slots, seconds or self.seconds, "model_timeout", lambda: _told(job))
 
-    async def soon(self, rows: Floats) -> Made | None:
+    async def predict_in_loop(self, rows: Floats) -> Prediction | None:
         """As `predict`, in this thread; None where that may take more than a moment, or did. Raises Unable."""
         made = None
         if len(rows) <= FEW and self.door.crowd > 1:
             loop = asyncio.get_running_loop()
             if not self._waiting:
-                loop.call_soon(self._together, context=contextvars.Context())  # not of one request
+                loop.call_soon(self._run_batch, context=contextvars.Context())  # not of one request
             self._waiting.append((rows, future := loop.create_future()))
             made = await future
-        return made or self._at_once(rows)
+        return made or self._run_in_loop(rows)
 
-    def _together(self) -> None:
+    def _run_batch(self) -> None:
         """Answers all that wait; with None where the model does not take them all, as one of them may be the cause."""
         waiting, self._waiting = self._waiting, []
-        parts: list[Made | None] = [None] * len(waiting)
+        parts: list[Prediction | None] = [None] * len(waiting)
         with contextlib.suppress(Exception):  # whatever it is, it comes again for whom it concerns
-            if made := self._at_once(np.concatenate([rows for rows, _ in waiting])):
+            if made := self._run_in_loop(np.concatenate([rows for rows, _ in waiting])):
                 ends = np.cumsum([len(rows) for rows, _ in waiting[:-1]])
-                parts = [Made(values, made.sound) for values in np.split(made.values, ends)]
+                parts = [Prediction(values, made.sound) for values in np.split(made.values, ends)]
         for part, (_, future) in zip(parts, waiting, strict=True):
             if not future.done():
                 future.set_result(part)
 
-    def _at_once(self, rows: Floats) -> Made | None:
+    def _run_in_loop(self, rows: Floats) -> Prediction | None:
         if len(rows) * self._row_seconds >= MOMENT_SECONDS or time.monotonic() <= self._wary:
             return None
         try:
@@ -108,7 +108,7 @@ class Predictor:
             if self._interrupter.took > self._interrupter.seconds:
                 self._wary = time.monotonic() + WARY_SECONDS
                 log.warning("the model took %.2f seconds in the event loop", self._interrupter.took)
-        return Made(values, bool(np.isfinite(values).all() and not self.inputs.strange(rows).any()))
+        return Prediction(values, bool(np.isfinite(values).all() and not self.inputs.out_of_range(rows).any()))
 
     def stop(self) -> None:
         self._interrupter.stop()
@@ -119,10 +119,10 @@ def _told(job: Callable[[], T]) -> T:
     try:
         return job()
     except forecasting.NotFinite:
-        raise Unable("model_not_finite") from None
+        raise Unavailable("model_not_finite") from None
     except Exception:
         log.exception("the model failed")
-        raise Unable("model_failed") from None
+        raise Unavailable("model_failed") from None
 
 
 def _measured(model: artifact.Model) -> float:
@@ -133,5 +133,5 @@ def _measured(model: artifact.Model) -> float:
         started = time.perf_counter()
         model.predict(rows)
     except Exception:
-        return NEVER
+        return INFINITY
     return (time.perf_counter() - started) / len(rows)

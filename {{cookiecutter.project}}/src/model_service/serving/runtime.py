@@ -20,10 +20,10 @@ from model_service.errors import ServiceError
 from model_service.serving import door, watchdog
 from model_service.serving.cache import Cache
 from model_service.serving.database import NO_DATA, Database, no_data
-from model_service.serving.edge import Problem, wrong
+from model_service.serving.edge import Problem, invalid
 from model_service.serving.predictor import Predictor
 from model_service.serving.shadow import Shadow
-from model_service.serving.slots import Full, Slots, Unable, bounded, in_time
+from model_service.serving.slots import Overloaded, Slots, Unavailable, in_time, run_within
 from model_service.store.connection import Connection
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import SMALL, Audit
@@ -67,11 +67,11 @@ class Runtime:
         """Loads the model. One that cannot be loaded does not stop the process: it says so at /readyz."""
         self.door.watch()
         try:
-            await bounded(self._own, START_SECONDS, "model_timeout", self._load)
+            await run_within(self._own, START_SECONDS, "model_timeout", self._load)
             if says := forecasting.unlike(self.contract, self.model.card, self.model.version):
                 log.warning(says)
             log.info("model %s answers; the report of its training is at /report", self.model.digest)
-        except (ServiceError, Unable) as error:
+        except (ServiceError, Unavailable) as error:
             self._fault = str(error)
             log.error("model not loaded: %s", error)
         self.audit.start()
@@ -142,11 +142,11 @@ class Runtime:
         except NO_DATA as error:
             if explicit:
                 raise no_data(error) from None
-            body = self._stand_in(model, "no_data")
-        except Unable as unable:
+            body = self._fallback(model, "no_data")
+        except Unavailable as unable:
             if explicit:
                 raise self._unable(unable, "the forecast of an explicit as-of") from None
-            body = self._stand_in(model, str(unable))
+            body = self._fallback(model, str(unable))
         return body | {"forecasts": [part for part in body["forecasts"] if part["horizon"] in wanted]}
 
     async def _forecast(self, known_at: datetime | None, data_version: str | None) -> dict[str, Any]:
@@ -161,43 +161,43 @@ class Runtime:
         known = await self._known(ask, known_at, data_version)
         forecasts = await self.predictor.predict(known.row[None, :])
         try:
-            body = forecasting.told(self.contract, model, known, model.horizons, forecasts)
+            body = forecasting.compose_answer(self.contract, model, known, model.horizons, forecasts)
         except forecasting.NotFinite:
-            raise Unable("model_not_finite") from None
+            raise Unavailable("model_not_finite") from None
         self.shadow.put(known.row[None, :], forecasts)
         if known_at is None and data_version is None:
             self._last = body
         return body
 
-    async def _known(self, ask: Slots, known_at: datetime | None, data_version: str | None) -> forecasting.Known:
+    async def _known(self, ask: Slots, known_at: datetime | None, data_version: str | None) -> forecasting.KnownInputs:
         """What the store holds by both clocks, enough for a forecast; raises Unable, Full and NO_DATA."""
         contract, model = self.contract, self.model
 
-        def question(connection: Connection) -> forecasting.Known:
-            return forecasting.asked(contract, model, connection, known_at, data_version)
+        def question(connection: Connection) -> forecasting.KnownInputs:
+            return forecasting.read_inputs(contract, model, connection, known_at, data_version)
 
         known = await self._database.ask(ask, question)
-        forecasting.complete(contract, known.row, f"at {forecasting.stamp(known.at)}")
+        forecasting.require_complete(contract, known.row, f"at {forecasting.utc_text(known.at)}")
         return known
 
     async def predict(self, rows: Floats) -> tuple[Floats, list[list[str]]]:
         """Inputs [N, F] to forecasts [N, H], and each row's inputs out of range; raises Problem 422, 429 and 503."""
         predictor, until = self.predictor, time.monotonic() + self._share
         try:
-            made = await predictor.soon(rows)
-        except Unable as unable:
+            made = await predictor.predict_in_loop(rows)
+        except Unavailable as unable:
             raise self._unable(unable, "the prediction") from None
         if made and made.sound:
             self.shadow.put(rows, made.values)
             return made.values, [[]] * len(rows)
-        strange = predictor.inputs.outside(rows)
+        strange = predictor.inputs.names_out_of_range(rows)
         values = made.values if made else await self._answered(predictor.in_slot(rows, until), "the prediction")
         self.shadow.put(rows, self._finite(values, strange))
         return values, strange
 
     async def contributions(self, rows: Floats) -> tuple[explain.Explained, list[list[str]]]:
         """As `predict`."""
-        explainer, strange = await self.explainer(), self.predictor.inputs.outside(rows)
+        explainer, strange = await self.explainer(), self.predictor.inputs.names_out_of_range(rows)
         key = ("explain", self.model.digest, rows.shape, rows.tobytes())
         make = partial(self.predictor.aside, partial(explainer.explain, rows))
         kept = self._cache.get("explain", key, make, lambda it: sum(part.nbytes for part in (rows, *vars(it).values())))
@@ -226,9 +226,9 @@ class Runtime:
     def _wanted(self, horizons: list[int] | None) -> list[int]:
         """Those asked for, or all; raises Problem 422."""
         try:
-            return forecasting.trained(self.model, horizons)
+            return forecasting.requested_horizons(self.model, horizons)
         except forecasting.UnknownHorizon as error:
-            raise wrong([("horizon", error.detail)], trained_horizons=self.model.horizons) from None
+            raise invalid([("horizon", error.detail)], trained_horizons=self.model.horizons) from None
 
     async def explainer(self) -> explain.Explainer:
         """Made at the first question, so that no start waits for it; raises Problem 501 for a model without one."""
@@ -239,7 +239,7 @@ class Runtime:
                 raise Problem(501, str(error)) from None
         return self._explainer
 
-    def answered(self, route: str, inputs: Mapping[str, Any], output: Any, count: int, **more: Any) -> None:
+    def record_answer(self, route: str, inputs: Mapping[str, Any], output: Any, count: int, **more: Any) -> None:
         """Counts an answer of `count` predictions, and puts it into the audit trail."""
         self.metrics.predictions.labels(route).inc(count)
         identifier = str(request_id.get())
@@ -253,10 +253,10 @@ class Runtime:
         """`answer`, in time; raises Problem 503 where it cannot be made."""
         try:
             return await in_time(answer)
-        except Unable as unable:
+        except Unavailable as unable:
             raise self._unable(unable, what) from None
 
-    def _unable(self, unable: Unable, what: str) -> Problem:
+    def _unable(self, unable: Unavailable, what: str) -> Problem:
         self.metrics.unanswered.labels(str(unable)).inc()
         return Problem(503, f"{what} cannot be made now: {unable}")
 
@@ -265,14 +265,14 @@ class Runtime:
         else the caller's, Problem 422 that names the instances."""
         wild = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
         if any(not strange[row] for row in wild):
-            raise self._unable(Unable("model_not_finite"), "the prediction")
+            raise self._unable(Unavailable("model_not_finite"), "the prediction")
         if wild:
-            raise wrong((f"instances.{row}", "gives no finite forecast") for row in wild)
+            raise invalid((f"instances.{row}", "gives no finite forecast") for row in wild)
         return values
 
-    def _stand_in(self, model: artifact.Model, reason: str) -> dict[str, Any]:
+    def _fallback(self, model: artifact.Model, reason: str) -> dict[str, Any]:
         if not self.contract.serving.fallback:
-            raise self._unable(Unable(reason), "the forecast, for which serving.fallback lets nothing stand in,")
+            raise self._unable(Unavailable(reason), "the forecast, for which serving.fallback lets nothing stand in,")
         source = self.contract.serving.fallback[0]  # the artifact holds both kinds, so the first step always succeeds
         held = self._last if source == "last_forecast" and self._last else model.held
         self.metrics.degraded.labels(reason).inc()
@@ -281,7 +281,7 @@ class Runtime:
 
     async def _aside(self, job: Callable[[], T], what: str) -> T:
         """What `job` gives, for which no caller waits in line; raises Problem 503 where it cannot be made."""
-        return await self._answered(bounded(self._own, self._share, "timeout", job), what)
+        return await self._answered(run_within(self._own, self._share, "timeout", job), what)
 
     async def _refresh(self) -> None:
         """Keeps what the metrics and a later stand-in need; it never ends, whatever the database does."""
@@ -291,9 +291,9 @@ class Runtime:
                 vars(facts).update(await self._database.ask(self._own, self._database.seen), database_up=True)
                 if self._predictor:
                     await self._make(self._own, None, None)
-            except (Full, *NO_DATA):
+            except (Overloaded, *NO_DATA):
                 pass
-            except Unable as unable:
+            except Unavailable as unable:
                 if str(unable).startswith("database"):
                     facts.champion, facts.database_up = None, False
             except Exception:

@@ -62,37 +62,37 @@ def count(example: int) -> Schema:
     return {"type": "integer", "minimum": 1, "examples": [example]}
 
 
-def maybe(kind: str, example: Any) -> Schema:
+def nullable(kind: str, example: Any) -> Schema:
     """What an older model, or one trained in another way, does not tell."""
     return {"type": [kind, "null"], "examples": [example]}
 
 
-def many(items: Schema, **more: Any) -> Schema:
+def array(items: Schema, **more: Any) -> Schema:
     return {"type": "array", "items": items, **more}
 
 
-def shape(optional: tuple[str, ...] = (), /, **properties: Schema) -> Schema:
+def obj(optional: tuple[str, ...] = (), /, **properties: Schema) -> Schema:
     """An object of these members and no others; all but `optional` are required."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def sample(schema: Schema) -> Any:
+def example_of(schema: Schema) -> Any:
     """An example of the form: the first it names itself, else one made of those of its parts that are required."""
     if named := schema.get("examples") or schema.get("enum"):
         return named[0]
     if "const" in schema:
         return schema["const"]
     if "anyOf" in schema:
-        return sample(schema["anyOf"][0])
+        return example_of(schema["anyOf"][0])
     if schema["type"] == "array":
-        return [sample(schema["items"])]
+        return [example_of(schema["items"])]
     if schema["type"] == "object":
-        return {name: sample(schema["properties"][name]) for name in schema["required"]}
+        return {name: example_of(schema["properties"][name]) for name in schema["required"]}
     raise ValueError(f"an example is due: {schema}")
 
 
-def told(gives: str, *errors: int, takes: str | None = None) -> dict[str, Any]:
+def documented(gives: str, *errors: int, takes: str | None = None) -> dict[str, Any]:
     """Argument of a route's decorator: the form of its answer and of its body, and the errors that it alone has."""
     return {"openapi_extra": {TOLD: {"gives": gives, "errors": errors, "takes": takes}}}
 
@@ -105,7 +105,7 @@ def install(app: FastAPI, contract: Contract) -> None:
 def _document(app: FastAPI, contract: Contract) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     # Not in the routes: FastAPI would leave the nulls out.
-    shapes, known = forms(contract), parameters(contract)
+    shapes, known = schemas(contract), parameters(contract)
     shown = dict(_examples(shapes, contract))
     made["components"] = {
         "schemas": shapes,
@@ -148,7 +148,7 @@ def _error(path: str, status: int) -> dict[str, Any]:
     if path.startswith("/v2"):
         content = {"application/json": {"schema": _ref("Error"), "example": {"error": detail}}}
     else:
-        shown = sample(_problem()) | {"title": phrase, "status": status, "detail": detail, "instance": path}
+        shown = example_of(_problem()) | {"title": phrase, "status": status, "detail": detail, "instance": path}
         if status == 422:
             field, _, what = detail.partition(": ")
             shown["errors"] = [{"field": field, "detail": what}]
@@ -164,9 +164,9 @@ def _examples(shapes: Mapping[str, Schema], contract: Contract) -> Iterator[tupl
     """By `form.what`: one of each way a form may look, and what else is worth seeing."""
     for form, schema in shapes.items():
         for way in schema.get("anyOf", (schema,)):
-            yield f"{form}.{way.get('title', 'one')}", sample(way)
+            yield f"{form}.{way.get('title', 'one')}", example_of(way)
     degraded = {"degraded": {"reason": "database_away", "source": "last_forecast"}}
-    yield "Forecast.degraded", sample(shapes["Forecast"]) | degraded
+    yield "Forecast.degraded", example_of(shapes["Forecast"]) | degraded
     yield "Explain.forecast_of_a_day", {"as_of": "2016-07-01", "horizon": [contract.target.horizons[0]]}
 
 
@@ -175,10 +175,10 @@ def parameters(contract: Contract) -> dict[str, Schema]:
     horizons = list(contract.target.horizons)
     says = "periods ahead; repeat it for several; left out: all"
     return {
-        "horizon": {"description": says, "schema": many({"type": "integer", "enum": horizons}),
+        "horizon": {"description": says, "schema": array({"type": "integer", "enum": horizons}),
                     "example": horizons[:1]},
         "as_of": {"description": "what the world knew then; a plain date means its end, UTC", "schema": AS_OF,
-                  "example": sample(AS_OF)},
+                  "example": example_of(AS_OF)},
         "data_version": {"description": "of an earlier answer; left out: the newest", "schema": VERSION,
                          "example": DIGEST},
         "model": {"description": "the service's name", "schema": {"type": "string"}, "example": contract.service.name},
@@ -186,87 +186,87 @@ def parameters(contract: Contract) -> dict[str, Schema]:
     }  # fmt: skip
 
 
-def forms(contract: Contract) -> dict[str, Schema]:
+def schemas(contract: Contract) -> dict[str, Schema]:
     """Every form of a body, by name; inputs, horizons and limits are the contract's."""
     name, names, horizons = contract.service.name, features.inputs(contract), list(contract.target.horizons)
     target = contract.target.series
     ahead: Schema = {"type": "integer", "enum": horizons}
     rows = {"minItems": 1, "maxItems": contract.serving.max_instances}
-    instance = shape(**dict.fromkeys(names, number(0.5)))
-    strange = many({"type": "string", "enum": names}, description="inputs outside the range seen in training")
-    model = shape(version=text("3"), digest=VERSION)
-    as_of = shape(known_at=clock("2016-07-01T23:59:59.999999Z"), data_version=VERSION)
-    trained = shape(version=text("3"), digest=VERSION, trained_as_of=clock("2016-07-29T23:59:59.999999Z"))
+    instance = obj(**dict.fromkeys(names, number(0.5)))
+    strange = array({"type": "string", "enum": names}, description="inputs outside the range seen in training")
+    model = obj(version=text("3"), digest=VERSION)
+    as_of = obj(known_at=clock("2016-07-01T23:59:59.999999Z"), data_version=VERSION)
+    trained = obj(version=text("3"), digest=VERSION, trained_as_of=clock("2016-07-29T23:59:59.999999Z"))
     head = {"service": text(name), "target": text(target), "unit": text(contract.series[target].unit), "as_of": as_of,
             "inputs_known_until": clock("2016-06-29T00:00:00Z"), "model": trained,
             "hindsight": {"type": "boolean", "examples": [True]}}  # fmt: skip
     by_input = instance | {"examples": [dict.fromkeys(names, 0.0) | {names[0]: 0.01}]}
-    groups = list(explain.groups(contract))
+    groups = list(explain.inputs_by_series(contract))
     by_series = {"type": "object", "additionalProperties": {"type": "number"},
                  "examples": [dict.fromkeys(groups, 0.0) | {groups[0]: 0.01}]}  # fmt: skip
     part = {"value": number(4.71), "base": number(4.7), "scale": number(1.0), "contributions": by_input}
     method: Schema = {"type": "string", "enum": ["linear", "trees", "permutation"]}
     marked = ("out_of_range",)
-    interval = shape(level=number(0.8), lower=number(4.55), upper=number(4.88))
-    degraded = shape(reason=text("database_away"), source={"enum": ["last_forecast", "baseline"]})
-    clocks = {"horizon": many(ahead), "as_of": AS_OF, "data_version": VERSION}
-    each = {f"horizon_{one}": shape(**part) for one in horizons}
-    explained = many(shape(marked, **each, out_of_range=strange))
-    forecasts = many(shape(horizon=ahead, valid_time=DAY, **part, series=by_series))
+    interval = obj(level=number(0.8), lower=number(4.55), upper=number(4.88))
+    degraded = obj(reason=text("database_away"), source={"enum": ["last_forecast", "baseline"]})
+    clocks = {"horizon": array(ahead), "as_of": AS_OF, "data_version": VERSION}
+    each = {f"horizon_{one}": obj(**part) for one in horizons}
+    explained = array(obj(marked, **each, out_of_range=strange))
+    forecasts = array(obj(horizon=ahead, valid_time=DAY, **part, series=by_series))
     return {
         "Problem": _problem(),
-        "Error": shape(error=text(DETAILS[500])),
-        "Forecast": shape(
+        "Error": obj(error=text(DETAILS[500])),
+        "Forecast": obj(
             **head,
-            forecasts=many(shape(horizon=ahead, valid_time=DAY, value=number(4.71), intervals=many(interval))),
+            forecasts=array(obj(horizon=ahead, valid_time=DAY, value=number(4.71), intervals=array(interval))),
             degraded={"anyOf": [NULL, degraded], "examples": [None]},
         ),
-        "Instances": shape(instances=many(instance, **rows)),
-        "Predictions": shape(model=model, predictions=many(
-            shape(marked, **{f"horizon_{one}": number(4.71) for one in horizons}, out_of_range=strange))),
-        "Explain": {"anyOf": [shape(instances=many(instance, **rows)) | {"title": "instances"},
-                              shape(tuple(clocks), **clocks) | {"title": "forecast_now"}]},
+        "Instances": obj(instances=array(instance, **rows)),
+        "Predictions": obj(model=model, predictions=array(
+            obj(marked, **{f"horizon_{one}": number(4.71) for one in horizons}, out_of_range=strange))),
+        "Explain": {"anyOf": [obj(instances=array(instance, **rows)) | {"title": "instances"},
+                              obj(tuple(clocks), **clocks) | {"title": "forecast_now"}]},
         "Explanations": {"anyOf": [
-            shape(model=model, method=method, explanations=explained) | {"title": "instances"},
-            shape(**head, method=method, explanations=forecasts) | {"title": "forecast"}]},
+            obj(model=model, method=method, explanations=explained) | {"title": "instances"},
+            obj(**head, method=method, explanations=forecasts) | {"title": "forecast"}]},
         "Model": _model(contract, names, horizons, as_of),
-        "Alive": shape(status={"const": "alive"}),
-        "Ready": shape(status={"const": "ready"}, model=model),
+        "Alive": obj(status={"const": "alive"}),
+        "Ready": obj(status={"const": "ready"}, model=model),
         **_protocol(name, len(names), len(horizons), contract.serving.max_instances),
     }  # fmt: skip
 
 
 def _problem() -> Schema:
     """RFC 9457, with the request's id and what is wrong in which field."""
-    wrong = many(shape(field=text("instances.0.surplus"), detail=text("is no input")), maxItems=MAX_MISTAKES)
-    known = shape(("errors",), type=text("about:blank"), title=text("Not Found"), status=INTEGER | {"examples": [404]},
+    wrong = array(obj(field=text("instances.0.surplus"), detail=text("is no input")), maxItems=MAX_MISTAKES)
+    known = obj(("errors",), type=text("about:blank"), title=text("Not Found"), status=INTEGER | {"examples": [404]},
                   detail=text(DETAILS[404]), instance=text("/v1/forecast"),
-                  request_id=maybe("string", "4f1c0f6e6f4d4c0b9d2f1f0a5f3f7f11"), errors=wrong)  # fmt: skip
+                  request_id=nullable("string", "4f1c0f6e6f4d4c0b9d2f1f0a5f3f7f11"), errors=wrong)  # fmt: skip
     return known | {"additionalProperties": True}
 
 
 def _model(contract: Contract, names: list[str], horizons: list[int], trained: Schema) -> Schema:
     """What /v1/model tells; of an older model some of it is not known, and null."""
     service, serving, target = contract.service, contract.serving, contract.target
-    how = shape(method=text("linear"), says=text(explain.SAYS["linear"]), max_instances=count(1000))
-    challenger = shape(version=maybe("string", "4"), digest=maybe("string", DIGEST), fault=maybe("string", None))
+    how = obj(method=text("linear"), says=text(explain.SAYS["linear"]), max_instances=count(1000))
+    challenger = obj(version=nullable("string", "4"), digest=nullable("string", DIGEST), fault=nullable("string", None))
     range_, errors = dict.fromkeys(names, [-1.0, 1.0]), {"model": [0.14] * len(horizons)}
     interval = {"horizon": horizons[0], "level": 0.8, "lower": -0.16, "upper": 0.17}
-    return shape(
+    return obj(
         service=text(service.name), description=text(service.description), version=text("3"), digest=VERSION,
-        image_digest=maybe("string", None), challenger={"anyOf": [challenger, NULL]},
+        image_digest=nullable("string", None), challenger={"anyOf": [challenger, NULL]},
         max_instances=count(serving.max_instances), out_of_range={"enum": ["mark", "reject"]},
-        explain={"anyOf": [how, NULL]}, task=maybe("string", "forecast"),
+        explain={"anyOf": [how, NULL]}, task=nullable("string", "forecast"),
         target={"type": "object", "required": ["series", "transform"],
                 "examples": [{"series": target.series, "transform": target.transform}]},
-        inputs=many({"enum": names}, examples=[names]), input_range=maybe("object", range_),
-        horizons=many({"enum": horizons}, examples=[horizons]), estimator=maybe("string", contract.train.estimator),
-        chosen=maybe("object", None), seed=maybe("integer", 1), trained_as_of=trained,
+        inputs=array({"enum": names}, examples=[names]), input_range=nullable("object", range_),
+        horizons=array({"enum": horizons}, examples=[horizons]), estimator=nullable("string", contract.train.estimator),
+        chosen=nullable("object", None), seed=nullable("integer", 1), trained_as_of=trained,
         inputs_known_until={"anyOf": [clock("2016-07-29T00:00:00Z"), NULL]},
-        loads=maybe("object", {next(iter(contract.source)): 2}), data_hash=maybe("string", DIGEST),
-        git_commit=maybe("string", None), source_hash=maybe("string", DIGEST), lock_hash=maybe("string", DIGEST),
-        intervals=maybe("array", [interval]), metrics=maybe("object", {"rmse": errors}), gate=maybe("array", []),
-        overruled=maybe("object", None),
+        loads=nullable("object", {next(iter(contract.source)): 2}), data_hash=nullable("string", DIGEST),
+        git_commit=nullable("string", None), source_hash=nullable("string", DIGEST),
+        lock_hash=nullable("string", DIGEST), intervals=nullable("array", [interval]),
+        metrics=nullable("object", {"rmse": errors}), gate=nullable("array", []), overruled=nullable("object", None),
     )  # fmt: skip
 
 
@@ -275,24 +275,24 @@ def _protocol(name: str, width: int, ahead: int, limit: int) -> dict[str, Schema
     free: Schema = {"type": "object"}
 
     def tensor(called: str, *sizes: int, **more: Schema) -> Schema:
-        return shape(name=text(called), datatype=text("FP64"), shape=many(INTEGER, examples=[list(sizes)]), **more)
+        return obj(name=text(called), datatype=text("FP64"), shape=array(INTEGER, examples=[list(sizes)]), **more)
 
     rows = {"prefixItems": [{"type": "integer", "minimum": 1, "maximum": limit}, {"const": width}],
             "minItems": 2, "maxItems": 2, "examples": [[1, width]]}  # fmt: skip
-    given = shape(("parameters",), name={"const": "features"}, shape=many(INTEGER, **rows), datatype={"const": "FP64"},
+    given = obj(("parameters",), name={"const": "features"}, shape=array(INTEGER, **rows), datatype={"const": "FP64"},
                   parameters=free, data={"type": "array", "examples": [[0.5] * width]})  # fmt: skip
-    wanted = shape(("parameters",), name={"const": "forecast"}, parameters=free)
-    made = tensor("forecast", 1, ahead, data=many({"type": "number"}, examples=[[4.71] * ahead]))
+    wanted = obj(("parameters",), name={"const": "forecast"}, parameters=free)
+    made = tensor("forecast", 1, ahead, data=array({"type": "number"}, examples=[[4.71] * ahead]))
     version = text("3")
     return {
-        "Live": shape(live={"const": True}),
-        "ServerReady": shape(ready={"const": True}),
-        "Server": shape(name=text(name), version=version, extensions=many({"type": "string"}, examples=[[]])),
-        "ModelReady": shape(name=text(name), ready={"const": True}),
-        "Metadata": shape(name=text(name), versions=many(version), platform=text("onnx_onnxruntime"),
-                          inputs=many(tensor("features", -1, width)), outputs=many(tensor("forecast", -1, ahead))),
-        "Infer": shape(("id", "parameters", "outputs"), id=text("mine"), parameters=free,
-                       inputs=many(given, minItems=1, maxItems=1), outputs=many(wanted)),
-        "Inferred": shape(("id", "parameters"), model_name=text(name), model_version=version, id=text("mine"),
-                          parameters=shape(out_of_range=text("0.spread")), outputs=many(made)),
+        "Live": obj(live={"const": True}),
+        "ServerReady": obj(ready={"const": True}),
+        "Server": obj(name=text(name), version=version, extensions=array({"type": "string"}, examples=[[]])),
+        "ModelReady": obj(name=text(name), ready={"const": True}),
+        "Metadata": obj(name=text(name), versions=array(version), platform=text("onnx_onnxruntime"),
+                          inputs=array(tensor("features", -1, width)), outputs=array(tensor("forecast", -1, ahead))),
+        "Infer": obj(("id", "parameters", "outputs"), id=text("mine"), parameters=free,
+                       inputs=array(given, minItems=1, maxItems=1), outputs=array(wanted)),
+        "Inferred": obj(("id", "parameters"), model_name=text(name), model_version=version, id=text("mine"),
+                          parameters=obj(out_of_range=text("0.spread")), outputs=array(made)),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from model_service import artifact
 from model_service.arrays import Floats
-from model_service.serving.slots import Interrupted, Interrupter, Unable
+from model_service.serving.slots import Interrupted, Interrupter, Unavailable
 from model_service.telemetry import request_id
 from model_service.telemetry.audit import SMALL, Audit
 
@@ -52,12 +52,12 @@ class Pair:
     def ask(self, rows: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Champion's and challenger's [N, K], of inputs [N, F] and the champion's [N, H]; raises Unable."""
         if not self.comparable or not np.isfinite(values).all():
-            raise Unable("incomparable")
+            raise Unavailable("incomparable")
         made = np.asarray(self.challenger.predict(rows[:, self._columns]), np.float64)
         if made.shape != (len(rows), len(self.challenger.horizons)):
-            raise Unable("model_wrong_shape")
+            raise Unavailable("model_wrong_shape")
         if not np.isfinite(made).all():
-            raise Unable("model_not_finite")
+            raise Unavailable("model_not_finite")
         return values[:, self._ours], made[:, self._theirs]
 
 
@@ -100,7 +100,7 @@ class Shadow:
         except RuntimeError as error:  # the machine gives no more
             self._refuse(error)
 
-    def told(self) -> dict[str, Any] | None:
+    def summary(self) -> dict[str, Any] | None:
         """What /v1/model tells of it; None without one."""
         if not self.pair and not self.fault:
             return None
@@ -147,7 +147,7 @@ class Shadow:
         outcome, error = "compared", None
         try:
             self._compare(pair, *question)
-        except Unable as unable:
+        except Unavailable as unable:
             outcome = str(unable)
         except Exception as other:
             outcome, error = "model_failed", other

@@ -21,10 +21,10 @@ from model_service.serving import door
 from model_service.serving.edge import Problem
 
 T = TypeVar("T")
-NEVER = float("inf")
+INFINITY = float("inf")
 
 
-class Full(Problem):
+class Overloaded(Problem):
     """429: the line is full, or does not move."""
 
     headers = {"Retry-After": "1"}
@@ -33,11 +33,11 @@ class Full(Problem):
         super().__init__(429, f"{detail}: ask again, and less often")
 
 
-class Unable(Exception):
+class Unavailable(Exception):
     """An answer cannot be made; the message is the reason, as a degraded answer and the metrics name it."""
 
 
-class Interrupted(Unable):
+class Interrupted(Unavailable):
     """A run of the model was ended."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Interrupter:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.took = 0.0  # seconds, the last run
-        self._since = NEVER
+        self._since = INFINITY
         self._options = onnxruntime.RunOptions()
         self._lock = threading.Lock()  # or the watcher could end the next run in place of one that just ended
         self._ended = threading.Event()
@@ -71,7 +71,7 @@ class Interrupter:
             raise
         finally:
             with self._lock:
-                self.took, self._since = time.monotonic() - self._since, NEVER
+                self.took, self._since = time.monotonic() - self._since, INFINITY
                 if self._options.terminate:
                     self._options = onnxruntime.RunOptions()
 
@@ -95,7 +95,7 @@ class Slots:
         self._free = asyncio.Semaphore(capacity)
         self._unanswered = unanswered
 
-    async def work(self, job: Callable[[], T]) -> T:
+    async def submit(self, job: Callable[[], T]) -> T:
         """What `job` gives, made in a thread with a copy of this context; to cancel it gives the job up.
 
         Raises Full, Unable where no thread is to be had, and what `job` raises.
@@ -111,20 +111,20 @@ class Slots:
     async def _enter(self) -> None:
         if self._free.locked() and self.waiting >= self.line:
             self._unanswered.labels("line_full").inc()
-            raise Full(f"{self.line} requests are in line")
+            raise Overloaded(f"{self.line} requests are in line")
         self.waiting += 1
         try:
             async with asyncio.timeout(self.patience):
                 await self._free.acquire()
         except TimeoutError:
             self._unanswered.labels("line_slow").inc()
-            raise Full(f"no turn within {self.patience:g} seconds") from None
+            raise Overloaded(f"no turn within {self.patience:g} seconds") from None
         finally:
             self.waiting -= 1
 
     async def _run(self, job: Callable[[], T]) -> T:
         if self.lost >= self.capacity:
-            raise Unable("threads_lost")
+            raise Unavailable("threads_lost")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         options, context = onnxruntime.RunOptions(), contextvars.copy_context()
@@ -151,7 +151,7 @@ class Slots:
         try:
             _thread.start_new_thread(context.run, (work,))
         except RuntimeError:  # the machine gives no more
-            raise Unable("threads_lost") from None
+            raise Unavailable("threads_lost") from None
         try:
             return await done
         except asyncio.CancelledError:
@@ -161,13 +161,13 @@ class Slots:
             raise
 
 
-async def bounded(slots: Slots, seconds: float, late: str, job: Callable[[], T]) -> T:
+async def run_within(slots: Slots, seconds: float, late: str, job: Callable[[], T]) -> T:
     """`job` in a slot; raises Unable, `late` when it takes longer than `seconds`, and Full."""
     try:
         async with asyncio.timeout(seconds):
-            return await slots.work(job)
+            return await slots.submit(job)
     except TimeoutError:
-        raise Unable(late) from None
+        raise Unavailable(late) from None
 
 
 async def in_time(answer: Coroutine[Any, Any, T]) -> T:
@@ -175,4 +175,4 @@ async def in_time(answer: Coroutine[Any, Any, T]) -> T:
     try:
         return await door.in_time(answer)
     except TimeoutError:
-        raise Unable("timeout") from None
+        raise Unavailable("timeout") from None

@@ -114,7 +114,7 @@ def committed(connection: Connection, load_key: str) -> bool:
     return connection.execute("SELECT FROM load WHERE load_key = %s", [load_key]).fetchone() is not None
 
 
-def turn(connection: Connection, dataset: str, file: str, sha256: str) -> int:
+def times_replaced(connection: Connection, dataset: str, file: str, sha256: str) -> int:
     """How often the bytes of that file were replaced so far; what is held as its newest counts as not replaced."""
     loads = connection.execute(
         "SELECT payload_sha256 FROM load WHERE dataset = %s AND request->>'file' = %s AND kind = 'fetch'"
@@ -125,13 +125,13 @@ def turn(connection: Connection, dataset: str, file: str, sha256: str) -> int:
     return int(changes + (bool(loads) and loads[-1] != (sha256,)))
 
 
-def head(connection: Connection, dataset: str) -> int | None:
+def watermark(connection: Connection, dataset: str) -> int | None:
     """The load that the dataset's watermark stands at."""
     row = connection.execute("SELECT load_id FROM watermark WHERE dataset = %s", [dataset]).fetchone()
     return row[0] if row else None
 
 
-def draw(connection: Connection) -> int:
+def next_load_id(connection: Connection) -> int:
     """A load's number; gaps are legal. Drawn while the dataset is claimed: within it, numbers follow commits."""
     row = connection.execute("SELECT nextval(pg_get_serial_sequence('load', 'load_id'))").fetchone()
     return int(row[0]) if row else 0
@@ -250,7 +250,7 @@ def newest(connection: Connection, dataset: str, scope: list[str], but: int | No
     return row[0] if row else None
 
 
-def said(
+def statements(
     connection: Connection,
     dataset: str,
     scope: list[str],

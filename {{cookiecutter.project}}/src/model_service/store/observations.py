@@ -28,7 +28,7 @@ Batches = Iterable[Cells]
 CELLS = np.dtype([("line", "i8"), ("series_id", "i4"), ("valid_time", "i8"), ("known_from", "i8"), ("value", "f8"),
                   ("state", "i2")])  # fmt: skip
 OUTCOMES = ("new", "changed", "same", "deleted", "conflict", "vanished")
-NOTHING = (2**62, -(2**62))  # an empty range of time
+EMPTY_RANGE = (2**62, -(2**62))  # an empty range of time
 
 
 def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series]) -> dict[str, int]:
@@ -52,7 +52,7 @@ def series_ids(connection: Connection, dataset: str, series: Mapping[str, Series
 
 
 @dataclass(frozen=True)
-class Said:
+class Statement:
     """A committed load that said something about the dataset: whose bytes, as of when, and how to read them again."""
 
     load_id: int
@@ -67,7 +67,7 @@ class Said:
 class Landing:
     """One payload's cells within its load transaction; `landed` counts them by what they turned out to be.
 
-    said_since: what other loads said at that moment or later. newest: the latest moment that any of them speaks of.
+    statements_since: what other loads said at that moment or later. newest: the latest moment that any speaks of.
     scope: ids of the series that the payload speaks of. complete: the moment at which it holds all there is of them.
     before: what was said by the load that this one corrects, the load itself first.
     vintage: the one moment that all cells speak of, where the payload has one.
@@ -75,18 +75,18 @@ class Landing:
 
     connection: Connection
     load_id: int
-    said_since: Callable[[datetime], Iterable[Said]]
+    statements_since: Callable[[datetime], Iterable[Statement]]
     newest: datetime | None = None
     scope: list[int] = field(default_factory=list)
     complete: datetime | None = None
-    before: list[Said] = field(default_factory=list)
+    before: list[Statement] = field(default_factory=list)
     vintage: datetime | None = None
     fetched: int = 0
     moments: set[int] = field(default_factory=set)
     landed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     _series: set[int] = field(default_factory=set)
-    _first: int = NOTHING[0]
-    _last: int = NOTHING[1]
+    _first: int = EMPTY_RANGE[0]
+    _last: int = EMPTY_RANGE[1]
     _sorted: bool = True
     _recalled: bool = False
     _held: tuple[int, int] | None = None
@@ -143,7 +143,7 @@ class Landing:
             for known in moments:
                 self._judge(known, about)
                 self._land(sql.LAND_JUDGED, known=known)
-        if self.complete and (self.newest or self.before) and self._held != NOTHING:
+        if self.complete and (self.newest or self.before) and self._held != EMPTY_RANGE:
             self._vanish(self.complete)
         if self.before:
             self._withdraw()
@@ -158,7 +158,7 @@ class Landing:
         if self.vintage is None or self.before or (self.newest and self.vintage <= self.newest):
             return None
         held = self.connection.execute(sql.RANGE, [self.scope]).fetchone() if self.newest else None
-        return (microseconds(held[0]), microseconds(held[1])) if held and held[0] else NOTHING
+        return (microseconds(held[0]), microseconds(held[1])) if held and held[0] else EMPTY_RANGE
 
     def _stored(self, cells: Cells, first: int, last: int) -> Cells:
         """Stores what can be judged as it comes: values of periods before and after all that is held, and those of a
@@ -245,7 +245,7 @@ class Landing:
             self.connection.execute(sql.CELLS_ALL, [self.scope])
         else:
             self.connection.execute(sql.CELLS_STAGED)
-        for said in self.said_since(min([since, *self._said_before()])):
+        for said in self.statements_since(min([since, *self._said_before()])):
             self._read([said], "again")
             asked = {"load": said.load_id, "rank": said.rank, "known": said.known, "scope": said.scope}
             self.connection.execute(sql.REMEMBER, asked)
@@ -254,7 +254,7 @@ class Landing:
             self.connection.execute("DROP TABLE again")
         self.connection.execute("CREATE INDEX ON stated (known_from, series_id, valid_time, rank); ANALYZE stated")
 
-    def _read(self, loads: list[Said], into: str) -> None:
+    def _read(self, loads: list[Statement], into: str) -> None:
         self.connection.execute(f"CREATE TEMP TABLE {into} (LIKE stage) ON COMMIT DROP")
         for said in loads:
             for cells in said.cells():

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from model_service.errors import ServiceError, UsageError
-from model_service.settings import who
+from model_service.settings import current_user
 from model_service.store.connection import Connection
 
 # What was done about cells, None for nothing yet. A later reading of the same bytes may have refused one again.
@@ -67,7 +67,7 @@ def settle(connection: Connection, numbers: Collection[int], action: str, load_i
         "INSERT INTO quarantine_action (quarantine_id, action, load_id, who, reason)"
         " SELECT number, %s, %s, %s, %s FROM unnest(%s::bigint[]) AS number WHERE NOT EXISTS ("
         " SELECT FROM quarantine_action a WHERE a.quarantine_id = number)",
-        [action, load_id, who(), reason, list(numbers)],
+        [action, load_id, current_user(), reason, list(numbers)],
     ).rowcount
     if noted != len(numbers):
         raise ServiceError("another copy settled some of these cells meanwhile; nothing was committed: look again")

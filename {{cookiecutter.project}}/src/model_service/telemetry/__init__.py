@@ -30,7 +30,7 @@ PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/hea
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
-def encoded(made: Mapping[str, Any]) -> bytes:
+def to_json(made: Mapping[str, Any]) -> bytes:
     """As JSON, with null for what it has no number for, and text of what it has no type for."""
     try:
         return msgspec.json.encode(made, enc_hook=str)
@@ -72,12 +72,12 @@ class Json(logging.Formatter):
 
     def text(self, line: dict[str, Any]) -> str:
         """As JSON; secrets are taken out of its texts alone: a number or a name that is alike is none."""
-        text = encoded(line).decode()
+        text = to_json(line).decode()
         for secret, written in self.secrets.items():
             if written in text:
                 texts = {name: one for name, one in line.items() if isinstance(one, str) and name != "@timestamp"}
                 line |= {name: one.replace(secret, "***") for name, one in texts.items()}
-                text = encoded(line).decode()
+                text = to_json(line).decode()
         return text
 
 

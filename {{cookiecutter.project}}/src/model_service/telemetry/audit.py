@@ -19,7 +19,7 @@ from prometheus_client import Counter
 from model_service import settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
-from model_service.telemetry import encoded
+from model_service.telemetry import to_json
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -76,7 +76,7 @@ class Audit:
                 self._queued(*self._fresh.popleft())
 
     def _queued(self, identifier: str, when: datetime, document: Mapping[str, Any]) -> None:
-        body = encoded(document)
+        body = to_json(document)
         content = hashlib.sha256(body).hexdigest()[:16]
         stamp = b'{"@timestamp":"%s",' % when.isoformat(timespec="microseconds").encode()
         item = (f"{TEMPLATE}-{when.year}.{when.month:02}", f"{identifier}-{content}", stamp + body[1:])

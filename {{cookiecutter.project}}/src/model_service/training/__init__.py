@@ -60,7 +60,7 @@ def cases(contract: Contract, rows: features.Rows, until: datetime) -> Cases:
         features.midnight(periods.date_of(frequency, one))
         for one in range(int(ordinals.min()), int(ordinals.max()) + 4)
     ]
-    end = features.microseconds(until)
+    end = periods.microseconds(until)
     origins = [*(start for start in starts if start < end), end]
     seen = [(origin, *held[contract.target.series].at(origin)) for origin in origins]
     seen = [(origin, first, values) for origin, first, values in seen if values.size]

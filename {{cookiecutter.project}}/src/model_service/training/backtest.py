@@ -160,7 +160,7 @@ def leaked(table: Cases, places: list[int]) -> list[int]:
     Each is made as the backtest makes the first of a block. What is known is worked out here from the rows and the
     contract alone, not by the code under test.
     """
-    until, pairs = features.moment(int(table.origin[-1])), []
+    until, pairs = periods.instant(int(table.origin[-1])), []
     for place in places:
         origin = int(table.origin[place])
         poison = {name: _poisoned(table.contract, name, rows, origin) for name, rows in table.rows.items()}

@@ -6,6 +6,7 @@ season, and an autoregression of the target alone.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from model_service import features, periods
 from model_service.arrays import Floats, Integers
 from model_service.contract import Contract
 from model_service.errors import ServiceError
-from model_service.mistakes import own, unusable
+from model_service.mistakes import why_not_callable
 from model_service.training import Cases
 
 OPSET = {"": 18, "ai.onnx.ml": 3}
@@ -121,20 +122,20 @@ class Fitted:
         """Inputs float64 [n, F] to forecasts float64 [n, H] in the target's unit."""
         chosen = inputs[:, column_places(self.contract)]
         changes = np.column_stack([one.predict(chosen) for one in self.estimators])
-        return features.undo(self.contract.target.transform, changes, inputs[:, :1])
+        return features.invert_transform(self.contract.target.transform, changes, inputs[:, :1])
 
 
 def missing(contract: Contract) -> str:
     """Why the estimator of `train.estimator` cannot be had, and what to do; empty when it can."""
-    return "" if contract.train.estimator in ESTIMATORS else unusable(contract.train.estimator)
+    return "" if contract.train.estimator in ESTIMATORS else why_not_callable(contract.train.estimator)
 
 
-def named(contract: Contract, settings: Settings) -> Estimator:
+def build(contract: Contract, settings: Settings) -> Estimator:
     """The estimator of `train.estimator` with `settings`; what `missing` would tell is raised here as it comes."""
     name = contract.train.estimator
     if name in ESTIMATORS:
         return replace(ESTIMATORS[name], settings=settings)
-    made: Estimator = own(name)(**settings)
+    made: Estimator = resolve_name(name)(**settings)
     return made
 
 
@@ -146,7 +147,7 @@ def column_places(contract: Contract) -> list[int]:
 
 def space(contract: Contract) -> Mapping[str, Sequence[Any]]:
     """Settings that a search may try, each with its values; one's own class may name none."""
-    return getattr(ESTIMATORS.get(contract.train.estimator) or named(contract, {}), "space", {})
+    return getattr(ESTIMATORS.get(contract.train.estimator) or build(contract, {}), "space", {})
 
 
 def fit(table: Cases, truth: Floats, settings: Settings | None = None) -> Fitted:
@@ -155,9 +156,9 @@ def fit(table: Cases, truth: Floats, settings: Settings | None = None) -> Fitted
     Raises ServiceError when fewer than `FEWEST_CASES` are.
     """
     contract, places, fitted = table.contract, column_places(table.contract), []
-    kind = named(contract, settings or {})
+    kind = build(contract, settings or {})
     for label in truth.T:
-        change = features.change(contract.target.transform, label, table.anchor)
+        change = features.apply_transform(contract.target.transform, label, table.anchor)
         usable = table.complete & ~np.isnan(change)
         if usable.sum() < FEWEST_CASES:
             raise ServiceError(
@@ -187,11 +188,11 @@ def _autoregression(table: Cases, truth: Floats, block: Integers) -> Floats:
     for place, values in enumerate(table.known):
         if values.size > LAGS:
             tail = values[-LAGS - 1 :]
-            design[place] = [1, *features.change(transform, tail[1:], tail[:-1])[::-1]]
+            design[place] = [1, *features.apply_transform(transform, tail[1:], tail[:-1])[::-1]]
     ahead = []
     for label in truth.T:
-        change = features.change(transform, label, table.anchor)
+        change = features.apply_transform(transform, label, table.anchor)
         usable = ~np.isnan(change) & ~np.isnan(design).any(axis=1)
         weights, *_ = np.linalg.lstsq(design[usable], change[usable], rcond=None)
         ahead.append(design[block] @ weights)
-    return features.undo(transform, np.column_stack(ahead), table.anchor[block, None])
+    return features.invert_transform(transform, np.column_stack(ahead), table.anchor[block, None])

@@ -10,7 +10,7 @@ from model_service import features, periods
 from model_service.arrays import Flags, Floats
 from model_service.artifact import trained_at
 from model_service.contract import Contract
-from model_service.forecasting import loaded, stamp
+from model_service.forecasting import as_model, utc_text
 from model_service.registry import Registered
 from model_service.training import gate
 from model_service.training.backtest import Backtest
@@ -71,7 +71,7 @@ def slices(tested: Backtest) -> dict[str, tuple[str, Flags]]:
         "level_high": (f"{series} above {high:.4g}", level > high),
     }
     for number, part in enumerate(np.array_split(np.arange(len(places)), min(3, len(places)))):
-        first, last = (features.moment(int(table.origin[places[end]])) for end in (part[0], part[-1]))
+        first, last = (periods.instant(int(table.origin[places[end]])) for end in (part[0], part[-1]))
         found[f"period{number + 1}"] = (f"{first:%Y-%m} to {last:%Y-%m}", np.isin(np.arange(len(places)), part))
     return {name: one for name, one in sorted(found.items()) if one[1].any()}
 
@@ -80,7 +80,7 @@ def metrics(tested: Backtest) -> dict[str, Any]:
     """The card's figures: errors by horizon, coverage, origins, and the model's errors by slice with their bounds."""
     table, scored, cases, seed = tested.table, tested.scored, losses(tested), tested.table.contract.train.seed
     origins, real = table.origin[tested.places], table.real[tested.places]
-    first, last = (features.moment(int(origins[scored][end])) for end in (0, -1))
+    first, last = (periods.instant(int(origins[scored][end])) for end in (0, -1))
     everything = {"all": (f"{first:%Y-%m} to {last:%Y-%m}", np.ones(len(cases.block), dtype=bool))}
     return {
         "rmse": {name: _rmse(loss).tolist() for name, loss in {"model": cases.model, **cases.baseline}.items()},
@@ -100,7 +100,7 @@ def _errors(cases: gate.Losses, inside: Flags, seed: int) -> dict[str, Any]:
     bounds = np.sqrt(np.quantile(gate.resampled(own, cases.block[inside], seed), BAND, axis=0))
     return {
         "rmse": np.array([_rmse(own), *bounds]).T.tolist(),
-        "ratio": (_rmse(own) / np.sqrt(np.maximum(best, gate.NOTHING))).tolist(),
+        "ratio": (_rmse(own) / np.sqrt(np.maximum(best, gate.TINY))).tolist(),
     }
 
 
@@ -113,7 +113,7 @@ def stored(tested: Backtest) -> dict[str, Any]:
     origins = tested.table.origin[tested.places][tested.scored]
     return {
         "horizons": list(tested.table.contract.target.horizons),
-        "origins": [stamp(features.moment(int(origin))) for origin in origins],
+        "origins": [utc_text(periods.instant(int(origin))) for origin in origins],
         "forecast": tested.forecast[tested.scored].tolist(),
     }
 
@@ -124,7 +124,7 @@ def stored_forecasts(tested: Backtest, champion: Registered) -> Floats:
     if not kept or not _same_target(tested, champion):
         return np.full(tested.forecast.shape, np.nan)
     place = {datetime.fromisoformat(origin): number for number, origin in enumerate(kept["origins"])}
-    rows = [place.get(features.moment(int(origin)), -1) for origin in tested.table.origin[tested.places]]
+    rows = [place.get(periods.instant(int(origin)), -1) for origin in tested.table.origin[tested.places]]
     made = np.vstack([kept["forecast"], np.full(len(kept["horizons"]), np.nan)])
     return _columns(tested, made[rows], kept["horizons"])
 
@@ -132,10 +132,10 @@ def stored_forecasts(tested: Backtest, champion: Registered) -> Floats:
 def later_answers(tested: Backtest, champion: Registered) -> Floats:
     """The champion's answers at origins after its training: float64 [m, H]; NaN elsewhere, or without its inputs."""
     table, names = tested.table, features.inputs(tested.table.contract)
-    model = loaded(champion)
+    model = as_model(champion)
     made = np.full((len(tested.places), len(model.horizons)), np.nan)
     if set(model.inputs) <= set(names) and _same_target(tested, champion):
-        trained = features.microseconds(trained_at(model.card))
+        trained = periods.microseconds(trained_at(model.card))
         rows = table.inputs[tested.places][:, [names.index(name) for name in model.inputs]]
         later = (table.origin[tested.places] > trained) & ~np.isnan(rows).any(axis=1)
         if later.any():

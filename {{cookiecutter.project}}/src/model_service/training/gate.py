@@ -9,12 +9,12 @@ from model_service.arrays import Flags, Floats, Integers
 from model_service.contract import Gate
 
 DRAWS = 10_000
-FIRM = {"leak", "determinism", "onnx_parity", "signature", "skew"}  # nobody may overrule what makes the figures wrong
+MANDATORY = {"leak", "determinism", "onnx_parity", "signature", "skew"}  # who overrules these trusts wrong figures
 OTHER = {"better_than_last_value", "better_than_seasonal", "better_than_ar", "evidence", "too_good", "champion",
          "size", "fresh", "complete", "in_range", "useless", "perturbation", "directions", "latency", "change"
          }  # beside one for each horizon, level and slice  # fmt: skip
 FEWEST_BLOCKS = 10  # of fewer, the bootstrap finds an advantage that is not there
-NOTHING = 1e-300  # a baseline without any error: the ratio to it is huge, but a number
+TINY = 1e-300  # a baseline without any error: the ratio to it is huge, but a number
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def better_than(losses: Losses, baseline: str, limit: float, seed: int) -> Rule:
 
     The figure is the share of resampled means, centred on zero, that reach the one observed.
     """
-    scale = np.maximum(losses.baseline[baseline].mean(axis=0), NOTHING)
+    scale = np.maximum(losses.baseline[baseline].mean(axis=0), TINY)
     difference = ((losses.baseline[baseline] - losses.model) / scale).mean(axis=1)
     means = resampled((difference - difference.mean())[:, None], losses.block, seed)
     share = _share(~(means[:, 0] < difference.mean()))
@@ -89,7 +89,7 @@ def better_than(losses: Losses, baseline: str, limit: float, seed: int) -> Rule:
 def ratio(losses: Losses, column: int) -> tuple[float, str]:
     """RMSE at one horizon relative to the best baseline there, and that baseline's name."""
     best, name = min((float(losses.baseline[name][:, column].mean()), name) for name in losses.baseline)
-    return float(np.sqrt(losses.model[:, column].mean() / max(best, NOTHING))), name
+    return float(np.sqrt(losses.model[:, column].mean() / max(best, TINY))), name
 
 
 def slice_ratio(losses: Losses, name: str, limit: float) -> Rule:
@@ -97,7 +97,7 @@ def slice_ratio(losses: Losses, name: str, limit: float) -> Rule:
     inside = losses.slices[name]
     own = losses.model[inside].mean(axis=0)
     found = {
-        baseline: float(np.sqrt((own / np.maximum(loss[inside].mean(axis=0), NOTHING)).mean()))
+        baseline: float(np.sqrt((own / np.maximum(loss[inside].mean(axis=0), TINY)).mean()))
         for baseline, loss in losses.baseline.items()
     }
     best = max(found, key=lambda baseline: found[baseline])
@@ -118,7 +118,7 @@ def not_worse(losses: Losses, limit: float, level: float, seed: int) -> Rule:
         return at_least("champion", blocks, 0, f"not compared: fewer than {FEWEST_BLOCKS} common blocks of cases,")
     both = np.concatenate([losses.model[rows][:, columns], losses.champion[rows][:, columns]], axis=1)
     own, other = np.hsplit(resampled(both, losses.block[rows], seed), 2)
-    share = _share(~((own / np.maximum(other, NOTHING)).mean(axis=1) <= limit**2))
+    share = _share(~((own / np.maximum(other, TINY)).mean(axis=1) <= limit**2))
     return at_most("champion", share, level, f"p-value that its RMSE is above {limit:g} times the champion's:")
 
 

@@ -16,7 +16,7 @@ from model_service.freshness import GRACE_DAYS
 from model_service.registry import Registered
 from model_service.training import Cases, backtest, estimators, serialize
 from model_service.training.estimators import Settings
-from model_service.training.gate import NOTHING, Rule, at_most
+from model_service.training.gate import TINY, Rule, at_most
 from model_service.training.search import Choice
 
 Say = Callable[[str], None]
@@ -85,7 +85,7 @@ def _skew(table: Cases, serve: Serve) -> Rule:
     """Serving's row against the one learnt from, bit for bit, at origins that serving can answer: of real vintages."""
     real = np.flatnonzero(table.real & table.complete)
     places = real[np.unique(np.linspace(0, len(real) - 1, 4).astype(int))]
-    moments = {place: features.moment(int(table.origin[place])) for place in places}
+    moments = {place: periods.instant(int(table.origin[place])) for place in places}
     differ = [at for place, at in moments.items() if serve(at).tobytes() != table.inputs[place].tobytes()]
     where = f" ({', '.join(f'{at:%Y-%m-%d}' for at in differ)})" if differ else ""
     return at_most("skew", len(differ), 0, f"rows that serving makes otherwise than training{where}:")
@@ -119,7 +119,7 @@ def _in_range(table: Cases) -> Rule:
     """How far the newest inputs lie outside all earlier ones, relative to the range of those."""
     earlier, newest = table.inputs[:-1][table.complete[:-1]], table.inputs[-1]
     low, high = earlier.min(axis=0), earlier.max(axis=0)
-    beyond = np.maximum(low - newest, newest - high) / np.maximum(high - low, NOTHING)
+    beyond = np.maximum(low - newest, newest - high) / np.maximum(high - low, TINY)
     worst = int(beyond.argmax())
     says = f"newest {features.inputs(table.contract)[worst]} outside its range, relative to that range,"
     return at_most("in_range", float(np.maximum(beyond[worst], 0)), table.contract.gate.max_beyond_range, says)
@@ -142,7 +142,7 @@ def importance(tested: backtest.Backtest, settings: Settings) -> tuple[dict[str,
     rng = np.random.default_rng(table.contract.train.seed)
     order = np.concatenate([rng.permutation(len(rows)) for _ in range(SHUFFLES)])
     repeated, plain = np.tile(rows, (SHUFFLES, 1)), (fitted.predict(rows) - truth) ** 2
-    scale, found, useless = np.maximum(plain.mean(axis=0), NOTHING), {}, []
+    scale, found, useless = np.maximum(plain.mean(axis=0), TINY), {}, []
     for place in estimators.column_places(table.contract):
         name = features.inputs(table.contract)[place]
         repeated[:, place] = rows[order, place]
@@ -186,15 +186,17 @@ def _perturbation(made: Candidate) -> Rule:
     session = artifact.session(made.graph)
 
     def changes(inputs: Floats) -> Floats:
-        return features.change(transform, _asked(session, inputs), inputs[:, :1])
+        return features.apply_transform(transform, _asked(session, inputs), inputs[:, :1])
 
-    typical = np.nanstd(features.change(transform, made.tested.truth, table.anchor[made.tested.places, None]), axis=0)
+    typical = np.nanstd(
+        features.apply_transform(transform, made.tested.truth, table.anchor[made.tested.places, None]), axis=0
+    )
     plain, step, squares = changes(rows), NUDGE * rows[:, names].std(axis=0), []
     for _ in range(DRAWS):
         moved = rows.copy()
         moved[:, names] += step * rng.choice([-1.0, 1.0], (len(rows), len(names)))
         squares.append(((changes(moved) - plain) ** 2).mean(axis=0))
-    figure = float((np.sqrt(np.mean(squares, axis=0)) / np.maximum(typical, NOTHING)).max())
+    figure = float((np.sqrt(np.mean(squares, axis=0)) / np.maximum(typical, TINY)).max())
     says = f"forecast moved by {NUDGE:g} of each input's spread, relative to the usual change,"
     return at_most("perturbation", figure, table.contract.gate.max_perturbation, says)
 
@@ -213,7 +215,7 @@ def _directions(made: Candidate) -> list[Rule]:
                 moved[:, places] += step * rows[:, places].std(axis=0)
                 means.append(_asked(session, moved).mean(axis=0))
             steps = way * np.diff(means, axis=0)
-            against = np.maximum(-steps, 0).sum(axis=0) / np.maximum(np.abs(steps).sum(axis=0), NOTHING)
+            against = np.maximum(-steps, 0).sum(axis=0) / np.maximum(np.abs(steps).sum(axis=0), TINY)
             wrong[feature.names[0]] = float(against.max())
     if not wrong:
         return []
@@ -235,7 +237,7 @@ def against(made: Candidate, champion: Registered | None) -> list[Rule]:
     moved = np.sqrt(((_asked(graph, recent) - _asked(before, recent)) ** 2).mean(axis=0))
     scored = made.tested.scored
     usual = np.sqrt(((made.tested.forecast - made.tested.truth)[scored] ** 2).mean(axis=0))
-    change = float((moved / np.maximum(usual, NOTHING)).max())
+    change = float((moved / np.maximum(usual, TINY)).max())
     return [
         at_most("latency", own / other, contract.gate.max_latency_ratio, "latency relative to the champion's"),
         at_most("change", change, contract.gate.max_change,

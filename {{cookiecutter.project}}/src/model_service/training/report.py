@@ -44,13 +44,13 @@ def card(
         "horizons": list(contract.target.horizons),
         "estimator": contract.train.estimator,
         "seed": contract.train.seed,
-        "trained_as_of": {"known_at": forecasting.stamp(known_at), "data_version": version.version},
+        "trained_as_of": {"known_at": forecasting.utc_text(known_at), "data_version": version.version},
         "loads": version.loads,
         "data_hash": digests.of_json(table.rows),
         **provenance(root),
         "input_range": {name: [float(known[:, n].min()), float(known[:, n].max())] for n, name in enumerate(inputs)},
         "metrics": evaluate.metrics(tested),
-        "inputs_known_until": forecasting.stamp(known_until),
+        "inputs_known_until": forecasting.utc_text(known_until),
         "gate": [{"rule": one.name, "figure": one.figure, "limit": one.limit} for one in rules],
         "intervals": tested.spread(tested.forecast),
     }  # fmt: skip
@@ -79,9 +79,9 @@ def files(card: dict[str, Any], made: Candidate) -> dict[str, bytes]:
 def held(card: dict[str, Any], made: Candidate) -> dict[str, Any]:
     """The answer of a process that never reached its database: the forecast made now."""
     table = made.tested.table
-    return forecasting.held_answer(
+    return forecasting.fallback_answers(
         table.contract,
-        forecasting.head(table.contract, card["trained_as_of"], card["inputs_known_until"]),
+        forecasting.answer_head(table.contract, card["trained_as_of"], card["inputs_known_until"]),
         {"model": card["intervals"], "baseline": made.tested.spread(made.tested.baseline["last_value"])},
         int(table.last[-1]),
         made.fitted.predict(table.inputs[-1:])[0].tolist(),
@@ -157,7 +157,7 @@ def _backtest(tested: Backtest) -> dict[str, Any]:
     made_by = {"model": tested.forecast, **tested.baseline}
     ends = {"lower": tested.lower, "upper": tested.upper}
     return {
-        "origins": [forecasting.stamp(features.moment(int(origin))) for origin in table.origin[tested.places]],
+        "origins": [forecasting.utc_text(periods.instant(int(origin))) for origin in table.origin[tested.places]],
         "valid_time": [[periods.date_of(frequency, int(last) + ahead).isoformat() for ahead in horizons]
                        for last in table.last[tested.places]],
         "truth": _plain(tested.truth),
@@ -200,7 +200,7 @@ def _vintages(made: Candidate) -> list[dict[str, Any]]:
         rows = np.concatenate([features.rows(table.contract, held, [origin]) for held, origin in asked])
         if not np.isnan(rows).any():
             known, revised = made.fitted.predict(rows).tolist()
-            found.append({"vintage": f"{features.moment(int(vintage)):%Y-%m-%d}", "known": known, "revised": revised})
+            found.append({"vintage": f"{periods.instant(int(vintage)):%Y-%m-%d}", "known": known, "revised": revised})
     return found
 
 

@@ -127,7 +127,7 @@ def _run(command: list[Any], failing: str) -> None:
 
 def compared(recorded: Mapping[str, bytes], made: Mapping[str, bytes], inputs: Any) -> dict[str, Any]:
     """Which files differ, and where; how far predictions are apart, as a share of max(abs(recorded), their std)."""
-    cards = [experiments.leaves(json.loads(files["card.json"])) for files in (recorded, made)]
+    cards = [experiments.flatten(json.loads(files["card.json"])) for files in (recorded, made)]
     names = [name for name in dict.fromkeys([*cards[0], *cards[1]]) if cards[0].get(name) != cards[1].get(name)]
     moved = {name: [cards[0].get(name), cards[1].get(name)] for name in names if name.startswith("platform.")}
     files = sorted(name for name in {*recorded, *made} if recorded.get(name) != made.get(name))
@@ -148,7 +148,7 @@ def _apart(recorded: artifact.Model, made: artifact.Model, inputs: Any) -> float
 
 def text(found: Mapping[str, Any]) -> str:
     lines = [f"model     {found['version']} ({found['digest']})", f"made      {found['made']}"]
-    lines += [f"platform  {part}: {experiments.change(*pair)}" for part, pair in found["platform"].items()]
+    lines += [f"platform  {part}: {experiments.described_change(*pair)}" for part, pair in found["platform"].items()]
     if not found["files"]:
         return "\n".join([*lines, "equal to the byte"])
     if found["search_cut"]:

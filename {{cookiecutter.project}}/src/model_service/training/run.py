@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from model_service import artifact, experiments, features, forecasting, live, ml_test_score, registry, settings
+from model_service import artifact, experiments, features, forecasting, live, ml_test_score, periods, registry, settings
 from model_service.arrays import Floats
 from model_service.contract import Contract
 from model_service.errors import Blocked, ServiceError, UsageError
-from model_service.mistakes import nearest, where
+from model_service.mistakes import did_you_mean, location
 from model_service.registry import Registered
 from model_service.store import read
 from model_service.store.connection import Connection
 from model_service.training import Cases, backtest, cases, estimators, evaluate, probes, report, search, serialize
-from model_service.training.gate import FIRM, OTHER, Rule
+from model_service.training.gate import MANDATORY, OTHER, Rule
 from model_service.training.probes import Candidate, Say, Serve
 
 BUILD = "build"
@@ -37,7 +37,7 @@ class Overruling:
 
 
 @dataclass(frozen=True)
-class Made:
+class Training:
     """A training that nothing was done about yet. It rests on clocks, code and `Overruling` alone: it can be repeated.
 
     rules: those that look at neither champion nor this machine's clock.
@@ -67,7 +67,7 @@ def train(
     with threadpool_limits(1):  # sums in another order are other bytes
         made = make(contract, connection, root, known_at, say, data_version, overruling)
         champion = registry.champion(connection)
-        rules = [*made.rules, *compared(made.candidate, champion)]
+        rules = [*made.rules, *champion_rules(made.candidate, champion)]
         _known(overruling.rules, [rule.name for rule in rules])
         rules = [replace(rule, overruled=not rule.ok and rule.name in overruling.rules) for rule in rules]
         around = _around(contract, connection, root, made, champion)
@@ -101,33 +101,33 @@ def make(
     say: Say,
     data_version: str | None = None,
     overruling: Overruling = Overruling(),  # noqa: B008
-) -> Made:
+) -> Training:
     """A model by a pair of clocks, and how it did; nothing is written. Raises as `train` does, but not Blocked."""
-    if firm := sorted(FIRM.intersection(overruling.rules)):
+    if firm := sorted(MANDATORY.intersection(overruling.rules)):
         raise UsageError(f"{', '.join(firm)}: nobody may overrule what makes the other figures wrong")
-    names = [*FIRM, *OTHER, *(f"coverage_{level}" for level in backtest.LEVELS)]
+    names = [*MANDATORY, *OTHER, *(f"coverage_{level}" for level in backtest.LEVELS)]
     names += [f"rmse_ratio_h{horizon}" for horizon in contract.target.horizons]
     _known([name for name in overruling.rules if not name.startswith("slice_")], names)  # slices come of the data
     with threadpool_limits(1):
         version = read.data_version(connection, data_version)
         known = forecasting.known_inputs(contract, connection, known_at, version)
         table = cases(contract, known.rows, known_at)
-        possible(table, root / settings.CONTRACT)
+        require_enough_data(table, root / settings.CONTRACT)
         made = candidate(table, say)
 
         def serve(at: datetime) -> Floats:
             return forecasting.known_inputs(contract, connection, at, version).row
 
-        rules = judged(made, serve, say)
+        rules = data_rules(made, serve, say)
         card = report.card(made.tested, rules, root, known_at, known.until, version)
         card |= {"chosen": made.fitted.chosen, "search": made.choice.tried}
         card |= {"search_cut": True} if made.is_cut else {}
     if overruling.rules:
         card["overruled"] = {"rules": list(overruling.rules), "reason": overruling.reason}
-    return Made(made, rules, card)
+    return Training(made, rules, card)
 
 
-def write(made: Made, folder: Path) -> str:
+def write(made: Training, folder: Path) -> str:
     """The model's files, and beside them the inputs that it learned from; returns the digest."""
     with threadpool_limits(1):
         digest = artifact.write(folder, report.files(made.card, made.candidate), "unregistered")
@@ -139,7 +139,7 @@ def write(made: Made, folder: Path) -> str:
 def _known(asked: Iterable[str], names: list[str]) -> None:
     """Raises UsageError for a name that is none of a rule."""
     if unknown := [name for name in asked if name not in names]:
-        raise UsageError(f"--overrule {unknown[0]}: there is no such rule{nearest(unknown[0], names)}")
+        raise UsageError(f"--overrule {unknown[0]}: there is no such rule{did_you_mean(unknown[0], names)}")
 
 
 def candidate(table: Cases, say: Say) -> Candidate:
@@ -155,28 +155,30 @@ def candidate(table: Cases, say: Say) -> Candidate:
     return Candidate(tested, fitted, graph, again, *probes.importance(tested, choice.settings), choice)
 
 
-def judged(made: Candidate, serve: Serve, say: Say) -> list[Rule]:
+def data_rules(made: Candidate, serve: Serve, say: Say) -> list[Rule]:
     """Every rule that data, clocks and code decide alone, passed or not: these stand in the card."""
     return [*evaluate.rules(made.tested), *probes.rules(made, serve, say)]
 
 
-def compared(made: Candidate, champion: Registered | None) -> list[Rule]:
+def champion_rules(made: Candidate, champion: Registered | None) -> list[Rule]:
     """Every rule that looks at the champion or at this machine's clock; a first model has no one to compare with."""
     first = Rule("champion", True, 0, 0, "the first model, judged against the baselines alone; champions before it:")
     return [evaluate.against(made.tested, champion) if champion else first, *probes.against(made, champion)]
 
 
-def possible(table: Cases, declared: Path) -> None:
+def require_enough_data(table: Cases, declared: Path) -> None:
     """Raises ServiceError or UsageError that names the line of service.toml which asks for more than the data allow."""
     train, place, target = table.contract.train, table.first_backtest, table.contract.target
     below = int((table.anchor <= 0).sum())
     if target.transform == "log_difference" and below > table.contract.gate.max_incomplete * table.anchor.size:
         mend = f"above 0, and {target.series} has none at {below} of {table.anchor.size} origins: choose difference"
-        raise UsageError(f"{where(declared, 'target', 'transform')}: log_difference needs values {mend}")
+        raise UsageError(f"{location(declared, 'target', 'transform')}: log_difference needs values {mend}")
     days = table.held[target.series].period % 7  # of ordinals by day: 6 and 0 are Saturday and Sunday
     if table.contract.series[target.series].frequency == "day" and not np.isin(days, (6, 0)).any():
-        raise UsageError(f"{where(declared, 'series', target.series, 'frequency')}: it has no weekends: write weekday")
-    months = [f"{features.moment(int(origin)):%Y-%m-%d}" for origin in table.origin]
+        raise UsageError(
+            f"{location(declared, 'series', target.series, 'frequency')}: it has no weekends: write weekday"
+        )
+    months = [f"{periods.instant(int(origin)):%Y-%m-%d}" for origin in table.origin]
     ready, last = np.flatnonzero(table.complete), len(table.origin) - FEWEST_ORIGINS
     enough = int(ready[estimators.FEWEST_CASES - 1]) + 1 if ready.size >= estimators.FEWEST_CASES else last + 1
     names = features.inputs(table.contract)
@@ -184,27 +186,27 @@ def possible(table: Cases, declared: Path) -> None:
         made = table.inputs[:last, [names.index(name) for name in one.names]]
         if (known := int((~np.isnan(made).any(axis=1)).sum())) < estimators.FEWEST_CASES <= last:
             raise ServiceError(
-                f"{where(declared, 'feature', number)}: {one.names[-1]} needs the last {one.reach} values, which are"
+                f"{location(declared, 'feature', number)}: {one.names[-1]} needs the last {one.reach} values, which are"
                 f" there at {known} of {last} origins (at least {estimators.FEWEST_CASES}): shorten that, or load more"
             )
     if not enough <= place <= last:
         mend = f"choose one from {months[enough]} to {months[last]}, or load more" if enough <= last else "load more"
         raise ServiceError(
-            f"{where(declared, 'train', 'first_origin')}: {train.first_origin} leaves"
+            f"{location(declared, 'train', 'first_origin')}: {train.first_origin} leaves"
             f" {(ready < place).sum()} complete cases before it (at least {estimators.FEWEST_CASES}) and"
             f" {len(table.origin) - place} origins from it on (at least {FEWEST_ORIGINS}): {mend}"
         )
     ahead = min(table.last[place] - table.last[enough - 1], table.last[-1] - table.last[place + FEWEST_ORIGINS - 1])
     if max(target.horizons) > ahead:
         raise ServiceError(
-            f"{where(declared, 'target', 'horizons')}: {max(target.horizons)} periods is longer than"
+            f"{location(declared, 'target', 'horizons')}: {max(target.horizons)} periods is longer than"
             f" the data allow: at most {ahead}, so that {estimators.FEWEST_CASES} cases had come true at"
             f" train.first_origin and {FEWEST_ORIGINS} from it on have by now; shorten it, load more, or choose another"
             " first_origin"
         )
     if missing := estimators.missing(table.contract):
-        raise UsageError(f"{where(declared, 'train', 'estimator')}: {missing}")
-    forecasting.complete(table.contract, table.inputs[-1], "now")
+        raise UsageError(f"{location(declared, 'train', 'estimator')}: {missing}")
+    forecasting.require_complete(table.contract, table.inputs[-1], "now")
 
 
 def _fit(table: Cases, settings: estimators.Settings) -> tuple[estimators.Fitted, bytes]:
@@ -225,12 +227,12 @@ def _register(
 
 
 def _around(
-    contract: Contract, connection: Connection, root: Path, made: Made, champion: Registered | None
+    contract: Contract, connection: Connection, root: Path, made: Training, champion: Registered | None
 ) -> dict[str, Any]:
     """What the report shows of others than this training."""
     return {
         "loads": report.loads(connection, made.card["loads"]),
-        "runs": experiments.compared(experiments.runs(connection)),
+        "runs": experiments.in_brief(experiments.runs(connection)),
         "importance": made.candidate.importance,
         "search": made.candidate.choice.tried,
         "champion": evaluate.comparison(made.candidate.tested, champion) if champion else {},

@@ -24,20 +24,20 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def declared() -> Contract:
+def load_contract() -> Contract:
     return load(settings.root() / settings.CONTRACT)
 
 
-def put(arguments: Namespace, result: Any, text: str) -> None:
+def print_result(arguments: Namespace, result: Any, text: str) -> None:
     """The result on standard output, as JSON where that was asked for."""
     print(json.dumps(result, indent=1, default=str) if arguments.json else text)
 
 
-def show(arguments: Namespace, find: Callable[[Connection], T], text: Callable[[T], str]) -> T:
+def print_found(arguments: Namespace, find: Callable[[Connection], T], text: Callable[[T], str]) -> T:
     """Puts what `find` finds in the database, and returns it."""
     with database() as url, connect(url) as connection:
         found = find(connection)
-    put(arguments, found, text(found))
+    print_result(arguments, found, text(found))
     return found
 
 
@@ -48,7 +48,9 @@ def shows(of: str, *words: str) -> Callable[[Namespace], None]:
         module, name = of.split(".")
         there = import_module(f"model_service.{module}")
         asked = [getattr(arguments, word) for word in words]
-        show(arguments, lambda connection: getattr(there, name)(connection, *asked), getattr(there, f"{name}_text"))
+        print_found(
+            arguments, lambda connection: getattr(there, name)(connection, *asked), getattr(there, f"{name}_text")
+        )
 
     return run
 

@@ -9,7 +9,7 @@ from model_service import settings
 from model_service.contract import Contract
 from model_service.errors import ServiceError, UsageError
 from model_service.store.connection import Connection, connect, database
-from model_service.verbs import declared, put, record_forecast, say
+from model_service.verbs import load_contract, print_result, record_forecast, say
 
 
 def train(arguments: Namespace) -> None:
@@ -18,23 +18,23 @@ def train(arguments: Namespace) -> None:
     if bool(arguments.overrule) != bool(arguments.reason):
         raise UsageError("--overrule RULE and --reason TEXT go together")
     overruling = run.Overruling(tuple(arguments.overrule), arguments.reason or "")
-    contract = declared()
+    contract = load_contract()
     with database() as url:
         told, needed = _reasons(arguments, contract, url) if arguments.if_needed else ({}, True)
         if not needed:
-            return put(arguments, told | {"trained": False}, "no reason to train again")
+            return print_result(arguments, told | {"trained": False}, "no reason to train again")
         with connect(url, "reader" if arguments.to else "loader") as connection:
             known_at = arguments.as_of or run.newest_knowledge(connection)
             asked = contract, connection, settings.root(), known_at, say, arguments.data_version, overruling
             if arguments.to:
                 digest = run.write(run.make(*asked), arguments.to)
                 text = f"{digest} is in {arguments.to}; nothing was judged, recorded or registered"
-                return put(arguments, {"digest": digest}, text)
+                return print_result(arguments, {"digest": digest}, text)
             result = run.train(*asked)
         record_forecast(contract, url)
     version = result["version"]
     text = "is the champion" if result["state"] == "champion" else f"waits: `promote {version} --sign-off NAME`"
-    return put(arguments, told | result, f"model {version} ({result['digest']}) {text}; see build/report.html")
+    return print_result(arguments, told | result, f"model {version} ({result['digest']}) {text}; see build/report.html")
 
 
 def _reasons(arguments: Namespace, contract: Contract, url: str) -> tuple[dict[str, Any], bool]:
@@ -59,7 +59,7 @@ def promote(arguments: Namespace) -> None:
         return _withdraw(arguments)
     reason = f"signed off by {arguments.sign_off}: {arguments.reason}" if arguments.sign_off else arguments.reason
     by_hand = not (arguments.artifact or arguments.challenger)  # an image's model was the champion where it was built
-    if by_hand and not arguments.sign_off and declared().gate.sign_off:
+    if by_hand and not arguments.sign_off and load_contract().gate.sign_off:
         raise UsageError(
             f"gate.sign_off is true in service.toml: a person answers for a champion: `promote {arguments.version}"
             " --sign-off NAME`"
@@ -69,13 +69,13 @@ def promote(arguments: Namespace) -> None:
         if arguments.artifact:
             version, action = registry.register(connection, arguments.artifact, arguments.reason), "import"
         if arguments.challenger:
-            changed = registry.challenge(connection, version, reason)
+            changed = registry.set_challenger(connection, version, reason)
         else:
             changed = registry.promote(connection, version, action, reason)
         if arguments.artifact and not arguments.challenger:
             _in_the_shadow(connection, arguments.artifact / artifact.CHALLENGER, reason)
     state = "challenger" if arguments.challenger else "champion"
-    return put(arguments, {"version": version, "changed": changed},
+    return print_result(arguments, {"version": version, "changed": changed},
                f"model {version} is {'now' if changed else 'already'} the {state}")  # fmt: skip
 
 
@@ -84,10 +84,10 @@ def _in_the_shadow(connection: Connection, folder: Path, reason: str) -> None:
     from model_service import registry
 
     if not folder.is_dir():
-        registry.withdraw(connection, reason)
+        registry.retire_challenger(connection, reason)
         return
     try:
-        registry.challenge(connection, registry.register(connection, folder, reason), reason)
+        registry.set_challenger(connection, registry.register(connection, folder, reason), reason)
     except ServiceError as error:
         say(f"no challenger: {error}")
 
@@ -96,9 +96,9 @@ def _withdraw(arguments: Namespace) -> None:
     from model_service import registry
 
     with database() as url, connect(url, "loader") as connection:
-        version = registry.withdraw(connection, arguments.reason)
+        version = registry.retire_challenger(connection, arguments.reason)
     text = f"model {version} is the challenger no more" if version else "no model is the challenger"
-    put(arguments, {"version": version, "changed": version is not None}, text)
+    print_result(arguments, {"version": version, "changed": version is not None}, text)
 
 
 def rollback(arguments: Namespace) -> None:
@@ -106,7 +106,9 @@ def rollback(arguments: Namespace) -> None:
 
     with database() as url, connect(url, "loader") as connection:
         version = registry.rollback(connection, arguments.reason)
-    put(arguments, {"version": version}, f"model {version} is the champion again; the next build will contain it")
+    print_result(
+        arguments, {"version": version}, f"model {version} is the champion again; the next build will contain it"
+    )
 
 
 def reproduce(arguments: Namespace) -> int:
@@ -114,7 +116,7 @@ def reproduce(arguments: Namespace) -> int:
 
     with database() as url, connect(url) as connection:
         found = reproduce.reproduce(connection, url, settings.root(), arguments.model, arguments.bundle, say)
-    put(arguments, found, reproduce.text(found))
+    print_result(arguments, found, reproduce.text(found))
     return 0 if found["holds"] else 1
 
 
@@ -124,7 +126,7 @@ def export(arguments: Namespace) -> None:
     with database() as url, connect(url) as connection:
         found = registry.export(connection, arguments.folder)
     result = {"version": found.version, "digest": found.digest}
-    put(arguments, result, f"model {found.version} ({found.digest}) is in {arguments.folder}")
+    print_result(arguments, result, f"model {found.version} ({found.digest}) is in {arguments.folder}")
 
 
 def forecast(arguments: Namespace) -> None:
@@ -134,13 +136,13 @@ def forecast(arguments: Namespace) -> None:
         return _forecast_all(arguments)
     role = "loader" if arguments.record else "reader"
     with database() as url, connect(url, role) as connection:  # type: ignore[arg-type]
-        contract, model = declared(), forecasting.champion(connection)
+        contract, model = load_contract(), forecasting.champion(connection)
         clocks = arguments.as_of, arguments.data_version
         body = forecasting.answer(contract, model, connection, *clocks, arguments.horizon)
         if arguments.record:
             registry.record(connection, [body])
     say(forecasting.unlike(contract, model.card, model.version))
-    return put(arguments, body, forecasting.table(body))
+    return print_result(arguments, body, forecasting.table(body))
 
 
 def _forecast_all(arguments: Namespace) -> None:
@@ -157,17 +159,17 @@ def _forecast_all(arguments: Namespace) -> None:
     if out and not out.parent.is_dir():
         raise UsageError(f"there is no folder {out.parent} for --out")
     until = arguments.as_of or datetime.combine(datetime.now(UTC), time.max, UTC)
-    contract = declared()
+    contract = load_contract()
     with database() as url, connect(url, "loader" if to == "table" else "reader") as connection:
         model = forecasting.champion(connection)
         made = list(batch.bodies(contract, model, connection, until, arguments.data_version, arguments.horizon, say))
         say(forecasting.unlike(contract, model.card, model.version))
         if to == "table":
             count = registry.record(connection, [body for body, _ in made])
-            return put(arguments, {"appended": count}, f"{count} forecasts appended")
+            return print_result(arguments, {"appended": count}, f"{count} forecasts appended")
     rows = [row for body, loads in made for row in batch.rows(body, loads)]
     batch.write(rows, to, out)
-    return put(arguments, {"rows": len(rows)}, f"{len(rows)} forecasts in {out}") if out else None
+    return print_result(arguments, {"rows": len(rows)}, f"{len(rows)} forecasts in {out}") if out else None
 
 
 def serve(_: Namespace) -> int:
@@ -179,5 +181,5 @@ def serve(_: Namespace) -> int:
 def telemetry(arguments: Namespace) -> None:
     from model_service.telemetry.audit import install
 
-    result = install(declared())
-    put(arguments, result, f"index template {result} is installed")
+    result = install(load_contract())
+    print_result(arguments, result, f"index template {result} is installed")

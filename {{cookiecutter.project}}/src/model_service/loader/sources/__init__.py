@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from model_service.contract import Contract, Series, Source
 from model_service.errors import UsageError
 from model_service.loader import Ask, Cell, Payload, Reject
-from model_service.mistakes import nearest, validate
+from model_service.mistakes import did_you_mean, validate
 
 
 class Kind(Protocol):
@@ -34,7 +34,7 @@ def of(kind: str, where: str) -> Kind:
     there = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
     if kind not in there:
         raise UsageError(
-            f"{where}.kind is {kind!r}, but this project reads {', '.join(there)}{nearest(kind, there)}:"
+            f"{where}.kind is {kind!r}, but this project reads {', '.join(there)}{did_you_mean(kind, there)}:"
             f" write one of them, or add src/model_service/loader/sources/{kind}.py"
         )
     return cast(Kind, import_module(f"{__name__}.{kind}"))
