@@ -1,5 +1,6 @@
 """The service's image by itself: its size, what is in it, that it runs without rights and comes out the same twice."""
 
+import functools
 import hashlib
 import json
 import os
@@ -127,6 +128,7 @@ def answers(url: str) -> bool:
         return False
 
 
+@functools.cache
 def tree(name: str) -> dict[str, tuple[Any, ...]]:
     """Path: kind, mode, owner, content of all that is in the image."""
     one = docker("create", name).strip()
