@@ -132,7 +132,7 @@ class Load:
         told = Path(f"/proc/{self.pid}/schedstat")
         return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
 
-    def summary(self, status: int, took: float, again: bool) -> None:
+    def told(self, status: int, took: float, again: bool) -> None:
         if self._open:
             self.tally.answers[status] += 1
             self.tally.took[int(took * 10_000)] += status == 200

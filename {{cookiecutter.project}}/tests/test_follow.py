@@ -176,7 +176,7 @@ def test_a_mistake_of_the_code_ends_all_with_it(project: Path, url: str, monkeyp
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(follow.run, "one", broken)
+    monkeypatch.setattr(follow.run, "load_dataset", broken)
     with pytest.raises(ZeroDivisionError):
         follow.follow(contracts.load(project / "service.toml"), url, project, print, lambda: None)
 
@@ -184,7 +184,7 @@ def test_a_mistake_of_the_code_ends_all_with_it(project: Path, url: str, monkeyp
 def test_a_source_that_has_failed_for_days_is_still_tried_again(
     contract: contracts.Contract, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow.run, "one", lambda *_, **__: (_ for _ in ()).throw(ServiceError("away")))
+    monkeypatch.setattr(follow.run, "load_dataset", lambda *_, **__: (_ for _ in ()).throw(ServiceError("away")))
     dataset = next(iter(contract.source))
     one = follow.Follower(contract, "", dataset, project, print, print, threading.Event(), failures=5_000)
     assert one._round() >= follow.REST_SECONDS / 2

@@ -336,7 +336,7 @@ def test_trace_of_an_observation_names_what_it_came_by(run: Run, desk: Desk, url
     assert "value   desk_0 2000-01-01 7 (percent), known from 2010-01-31\n" in output
     assert re.search(r"load    2 .* 2010-01-31.csv\n +sha256:[0-9a-f]{64}, kept bytes hold the hash\n", output)
     assert re.search(
-        r'code    sha256:[0-9a-f]{64}, parser \d+\nrules   {"options": .*\n +{"frequency": "month"', output
+        r'code    sha256:[0-9a-f]{64}, parser \d+\nrules   {"kind": "csv", .*\n +{"frequency": "month"', output
     )
     assert "no registered model and no recorded forecast rests on it" in output
     output = run("trace", "--observation", "desk_0", "2000-01-15", "--as-of", "2010-01-30", "--json")[1]

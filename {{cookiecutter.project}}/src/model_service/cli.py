@@ -137,7 +137,7 @@ examples:
     listed.add_argument("--open", action="store_true", help="only those that nothing was done about")
     listed.add_argument("--load", type=int, metavar="LOAD", help="only those of that load")
     listed.add_argument("--rule", help="only those that broke that rule")
-    show = verb("show", shows("listing.refused", "cell"), "one cell: record, rule, place, what was done", under=under)
+    show = verb("show", shows("listing.quarantined_cell", "cell"), "one cell: record, rule, place, fate", under=under)
     show.add_argument("cell", type=int, metavar="ID")
     replay = verb(
         "replay", data.quarantine_replay, "read again what a load refused, as service.toml is now", under=under

@@ -178,7 +178,7 @@ def apply_transform(transform: str, value: Floats, base: Floats) -> Floats:
 
 
 def invert_transform(transform: str, changed: Floats, base: Floats) -> Floats:
-    """The value, from what is modelled and the value it starts from: the inverse of `change`."""
+    """The value, from what is modelled and the value it starts from: the inverse of `apply_transform`."""
     if transform == "level":
         return changed
     made: Floats = base + changed if transform == "difference" else base * np.exp(changed)
@@ -195,11 +195,8 @@ def _transformed(feature: Feature, values: Floats) -> Floats:
     if feature.transform in {"mean", "deviation"}:
         mean: Floats = sum(values[1 : feature.window], start=values[0]) / feature.window
         return mean if feature.transform == "mean" else values[0] - mean
-    return (
-        values[0]
-        if feature.transform == "level"
-        else apply_transform(feature.transform, values[0], values[feature.span])
-    )
+    last: Floats = values[0]
+    return last if feature.transform == "level" else apply_transform(feature.transform, last, values[feature.span])
 
 
 def _waves(cycle: str, contract: Contract, target: History, origins: Sequence[int]) -> list[Floats]:

@@ -138,15 +138,12 @@ def compose_answer(
     contract: Contract, model: Model, known: KnownInputs, wanted: list[int], forecasts: Floats
 ) -> dict[str, Any]:
     """The answer for `wanted` horizons, of what the model makes of what was known [1, H]; raises NotFinite."""
-    made = dict(zip(model.horizons, forecasts[0].tolist(), strict=True))
+    made, at = dict(zip(model.horizons, forecasts[0].tolist(), strict=True)), utc_text(known.at)
     if not np.isfinite(forecasts).all():
-        raise NotFinite(
-            f"the inputs at {utc_text(known.at)} give no finite forecast: look at the series' newest values"
-        )
+        raise NotFinite(f"the inputs at {at} give no finite forecast: look at the series' newest values")
+    clocks = {"known_at": at, "data_version": known.version.version}
     return {
-        **answer_head(
-            contract, {"known_at": utc_text(known.at), "data_version": known.version.version}, utc_text(known.until)
-        ),
+        **answer_head(contract, clocks, utc_text(known.until)),
         "model": _model(model),
         "hindsight": _hindsight(model, known.at),
         "forecasts": [_forecast(contract, model.card["intervals"], h, known.last, made[h]) for h in wanted],
@@ -170,10 +167,8 @@ def known_inputs(contract: Contract, connection: Connection, at: datetime, versi
 
 def require_complete(contract: Contract, row: Floats, when: str) -> None:
     """Raises InputsMissing that names the inputs of which too little is held."""
-    found = [
-        *features.apply_transform(contract.target.transform, row[:1], row[:1]),
-        *row[1:],
-    ]  # NaN: no change starts there
+    starts = features.apply_transform(contract.target.transform, row[:1], row[:1])  # NaN: no change starts there
+    found = [*starts, *row[1:]]
     if missing := [name for name, value in zip(features.inputs(contract), found, strict=True) if np.isnan(value)]:
         raise InputsMissing(f"too little is held {when} for {', '.join(missing)}: load more of the series' past"
                             " (a logarithm also needs values above 0)")  # fmt: skip
@@ -229,7 +224,9 @@ def unlike(contract: Contract, card: dict[str, Any], version: object) -> str:
     now = vars(contract.target) | {"horizons": sorted(contract.target.horizons), "inputs": features.inputs(contract)}
     names = [name for name in ("series", "transform", "horizons", "inputs") if was.get(name) != now[name]]
     says = "; ".join(f"{name} {described_change(was.get(name), now[name])}" for name in names)
-    mend = f"since it was trained; run `train`, or restore service.toml (commit: {card.get('git_commit')})"
+    commit = card.get("git_commit") or "uncommitted"
+    at = "" if commit == "uncommitted" else f" of commit {commit}"
+    mend = f"since it was trained; run `train`, or restore service.toml{at}"
     return f"service.toml no longer fits model {version}: {says} {mend}" if says else ""
 
 

@@ -40,9 +40,7 @@ def load(
     it). `dry` says what a load would do and does nothing. Raises UsageError for options that this loader does not know,
     SourceError for what cannot be fetched or split.
     """
-    return [
-        result for dataset in contract.source for result in load_dataset(contract, url, dataset, root, say, dry, window)
-    ]
+    return [result for name in contract.source for result in load_dataset(contract, url, name, root, say, dry, window)]
 
 
 def load_dataset(

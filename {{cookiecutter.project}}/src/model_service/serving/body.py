@@ -81,7 +81,7 @@ class Inputs:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(whole)
 
     def rows(self, body: bytes) -> Floats | None:
-        """{"instances": [...]} as [N, F]; None where anything is wrong: `mapping` and `instances` say what."""
+        """{"instances": [...]} as [N, F]; None where it is wrong: `parse_object`, `parse_instances` say how."""
         try:
             given = self._decoder.decode(body).instances
         except ValueError:

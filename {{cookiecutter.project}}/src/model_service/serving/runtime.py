@@ -42,13 +42,12 @@ class Runtime:
     """Made once per process; `start` and `stop` are called by whatever serves the app."""
 
     def __init__(self, contract: Contract, folder: Path) -> None:
-        self.contract, self._folder = contract, folder
+        self.contract, self._folder, self._share = contract, folder, contract.serving.timeout_seconds * SHARE
         self.metrics = Metrics(contract.alerts)
         self.audit = Audit(os.environ.get("ELASTICSEARCH_URL"), self.metrics.audit)
         limits, unanswered = contract.serving, self.metrics.unanswered
         self.door = door.Door(limits.timeout_seconds, limits.drain_seconds, unanswered, self.stop)
         self._cache = Cache(limits.cache_bytes, self.metrics.cache)
-        self._share = limits.timeout_seconds * SHARE
         self._database = Database(contract, self._share)
         patience, most = limits.timeout_seconds / 2, (limits.concurrency, limits.queue)
         self._slots = {kind: Slots(*most, patience, unanswered) for kind in ("database", "model")}
