@@ -6,12 +6,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
-
 from model_service.contract import Series
-from model_service.errors import ServiceError
 from model_service.loader import Cell, Payload, Reject, checks, sources
 from model_service.loader.sources import Kind
+from model_service.mistakes import validate
 from model_service.store import ledger, quarantine, raw
 from model_service.store.connection import Connection
 from model_service.store.observations import Batches, Statement
@@ -55,19 +53,13 @@ class Reader:
     def _by_rules(self, row: Row, dataset: str, ids: Mapping[str, int]) -> "Reader":
         """The one that read that load; one that recorded no rules is read as today.
 
-        Raises UsageError for a kind of source that is no longer here, ServiceError for options that it no longer takes.
+        Raises UsageError for a kind of source that is no longer here, or for options that it no longer takes.
         """
         rules = row["rules"]
         if not rules:
             return self
         source = sources.of(rules["kind"], f"load {row['load_id']}") if "kind" in rules else self.source
-        try:
-            options = source.Options.model_validate(rules["options"])
-        except ValidationError as error:
-            raise ServiceError(
-                f"what load {row['load_id']} said must be read again, by its options {rules['options']}, which"
-                f" [source.{dataset}] no longer takes: restore its kind ({error.error_count()} options do not fit)"
-            ) from None
+        options = validate(source.Options, rules["options"], f"what load {row['load_id']} was read by")
         series = {
             name: Series(source=dataset, unit="", release_lag_days=0, **declared)
             for name, declared in rules["series"].items()

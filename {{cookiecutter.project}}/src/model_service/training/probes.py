@@ -188,9 +188,8 @@ def _perturbation(made: Candidate) -> Rule:
     def changes(inputs: Floats) -> Floats:
         return features.apply_transform(transform, _asked(session, inputs), inputs[:, :1])
 
-    typical = np.nanstd(
-        features.apply_transform(transform, made.tested.truth, table.anchor[made.tested.places, None]), axis=0
-    )
+    anchor = table.anchor[made.tested.places, None]
+    typical = np.nanstd(features.apply_transform(transform, made.tested.truth, anchor), axis=0)
     plain, step, squares = changes(rows), NUDGE * rows[:, names].std(axis=0), []
     for _ in range(DRAWS):
         moved = rows.copy()

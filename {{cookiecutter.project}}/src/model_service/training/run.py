@@ -168,16 +168,8 @@ def champion_rules(made: Candidate, champion: Registered | None) -> list[Rule]:
 
 def require_enough_data(table: Cases, declared: Path) -> None:
     """Raises ServiceError or UsageError that names the line of service.toml which asks for more than the data allow."""
+    _require_usable_target(table, declared)
     train, place, target = table.contract.train, table.first_backtest, table.contract.target
-    below = int((table.anchor <= 0).sum())
-    if target.transform == "log_difference" and below > table.contract.gate.max_incomplete * table.anchor.size:
-        mend = f"above 0, and {target.series} has none at {below} of {table.anchor.size} origins: choose difference"
-        raise UsageError(f"{location(declared, 'target', 'transform')}: log_difference needs values {mend}")
-    days = table.held[target.series].period % 7  # of ordinals by day: 6 and 0 are Saturday and Sunday
-    if table.contract.series[target.series].frequency == "day" and not np.isin(days, (6, 0)).any():
-        raise UsageError(
-            f"{location(declared, 'series', target.series, 'frequency')}: it has no weekends: write weekday"
-        )
     months = [f"{periods.instant(int(origin)):%Y-%m-%d}" for origin in table.origin]
     ready, last = np.flatnonzero(table.complete), len(table.origin) - FEWEST_ORIGINS
     enough = int(ready[estimators.FEWEST_CASES - 1]) + 1 if ready.size >= estimators.FEWEST_CASES else last + 1
@@ -207,6 +199,17 @@ def require_enough_data(table: Cases, declared: Path) -> None:
     if missing := estimators.missing(table.contract):
         raise UsageError(f"{location(declared, 'train', 'estimator')}: {missing}")
     forecasting.require_complete(table.contract, table.inputs[-1], "now")
+
+
+def _require_usable_target(table: Cases, declared: Path) -> None:
+    target, below = table.contract.target, int((table.anchor <= 0).sum())
+    if target.transform == "log_difference" and below > table.contract.gate.max_incomplete * table.anchor.size:
+        mend = f"above 0, and {target.series} has none at {below} of {table.anchor.size} origins: choose difference"
+        raise UsageError(f"{location(declared, 'target', 'transform')}: log_difference needs values {mend}")
+    days = table.held[target.series].period % 7  # of ordinals by day: 6 and 0 are Saturday and Sunday
+    if table.contract.series[target.series].frequency == "day" and not np.isin(days, (6, 0)).any():
+        line = location(declared, "series", target.series, "frequency")
+        raise UsageError(f"{line}: it has no weekends: write weekday")
 
 
 def _fit(table: Cases, settings: estimators.Settings) -> tuple[estimators.Fitted, bytes]:

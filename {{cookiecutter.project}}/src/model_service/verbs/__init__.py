@@ -47,10 +47,8 @@ def shows(of: str, *words: str) -> Callable[[Namespace], None]:
     def run(arguments: Namespace) -> None:
         module, name = of.split(".")
         there = import_module(f"model_service.{module}")
-        asked = [getattr(arguments, word) for word in words]
-        print_found(
-            arguments, lambda connection: getattr(there, name)(connection, *asked), getattr(there, f"{name}_text")
-        )
+        find, text = getattr(there, name), getattr(there, f"{name}_text")
+        print_found(arguments, lambda connection: find(connection, *(getattr(arguments, word) for word in words)), text)
 
     return run
 

@@ -106,9 +106,8 @@ def rollback(arguments: Namespace) -> None:
 
     with database() as url, connect(url, "loader") as connection:
         version = registry.rollback(connection, arguments.reason)
-    print_result(
-        arguments, {"version": version}, f"model {version} is the champion again; the next build will contain it"
-    )
+    text = f"model {version} is the champion again; the next build will contain it"
+    print_result(arguments, {"version": version}, text)
 
 
 def reproduce(arguments: Namespace) -> int:
