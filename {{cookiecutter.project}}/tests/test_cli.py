@@ -300,10 +300,12 @@ def test_stand_ins_records_and_predictions_are_traced_like_answers(run: Run, pro
     for body, code, says in [
         (answer | {"degraded": last}, 0, "degraded (database_away): by last_forecast"),
         (answer | held | {"forecasts": held["baseline"], "degraded": baseline}, 0, "by baseline"),
+        (answer | held | {"forecasts": held["baseline"][-1:], "degraded": baseline}, 0, "by baseline"),  # of one
         (answer | held | {"degraded": baseline}, 1, "ANOTHER FORECAST COMES OUT"),
         ({"_source": {"model": model, "as_of": clocks, "output": forecasts}}, 0, FIRST),
         (given | {"output": made}, 0, FIRST),
         (given | {"output": made[::-1]}, 1, "ANOTHER FORECAST COMES OUT"),
+        (given | {"output": made[:-1]}, 1, "ANOTHER FORECAST COMES OUT"),
         ({"model": model, "predictions": made}, 1, "a prediction's inputs are in its record in the audit trail"),
         ({"model": {"digest": "sha256:0"}, "predictions": made}, 2, "sha256:0 is not registered (registered: 1)"),
         ({"model": model, "kind": "shadow", "output": {"horizons": [1]}}, 2, "holds no answer of /v1/"),

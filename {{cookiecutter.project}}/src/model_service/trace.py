@@ -79,7 +79,7 @@ def _again(contract: Contract, connection: Connection, model: registry.Registere
             told = [{"value": one[f"horizon_{horizon}"]} for one in told for horizon in ready.horizons]
             made = [{"value": value} for value in ready.predict(answer["inputs"]["rows"]).ravel()]
         elif (answer.get("degraded") or {}).get("source") == "baseline":
-            made = ready.held["baseline"]
+            made = [one for one in ready.held["baseline"] if one["horizon"] in [each["horizon"] for each in told]]
         else:
             at, horizons = datetime.fromisoformat(clocks["known_at"]), [one["horizon"] for one in told]
             made = forecasting.answer(contract, ready, connection, at, clocks["data_version"], horizons)["forecasts"]
