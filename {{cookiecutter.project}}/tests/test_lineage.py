@@ -380,6 +380,8 @@ def test_after_a_correction_the_old_version_answers_the_old_values_and_what_rest
     assert run("train", "--as-of", "2016-07-01")[0] == 0  # and a forecast is recorded, as of now
     old = run("forecast", "--as-of", "2016-07-01", "--json")[1]
     version = json.loads(old)["as_of"]["data_version"]
+    (first,) = rows(url, "SELECT version FROM data_version ORDER BY ordinal LIMIT 1")[0]
+    assert run("forecast", "--record", "--as-of", "2016-08-01", "--data-version", first)[0] == 0  # without load 2
     toml = (sample / "service.toml").read_text()
     (sample / "service.toml").write_text(toml.replace('"share"', '"value"'))
     code, output, _ = run("load", "--correct", "1", "--reason", "the share was read for the percents")
@@ -402,7 +404,8 @@ def test_after_a_correction_the_old_version_answers_the_old_values_and_what_rest
 
     found = json.loads(run("trace", "--affected", "1", "--json")[1])
     assert [(one["version"], "UNRATE" in one["series"]) for one in found["models"]] == [(1, True)]
-    assert [one["because"] for one in found["forecasts"]] == [["its model"]] * 3  # they read the second load's
+    because = [one["because"] for one in found["forecasts"]]
+    assert because == [["its model"], ["its inputs", "its model"], *[["its model"]] * 2]  # of the second load's inputs
     correction = found["corrected_by"][0]
     found = json.loads(run("trace", "--affected", "2", "--json")[1])  # not known yet where the model was trained
     assert (found["models"], [one["because"] for one in found["forecasts"]]) == ([], [["its inputs"]] * 2)
@@ -417,4 +420,5 @@ def test_after_a_correction_the_old_version_answers_the_old_values_and_what_rest
     assert code == 0
     assert f"load {correction} says it right; below is what read it wrong\nmodel   1 (" in output
     assert "model   2 (" not in output
+    assert [one["version"] for one in json.loads(run(*cell, *clocks)[1])["models"]] == [1]
     assert "make again: `train` for the models, then `forecast --record`" in output

@@ -16,15 +16,15 @@ from model_service.store.connection import Connection
 
 # Rows behind the inputs at a pair of clocks: of each series the last values known then, as far back as inputs reach.
 # A row that says "missing" or "deleted" among them counts too: without it there would be an older value. The loads
-# `also` count as if they had been held then.
+# `also` count as if they had been held then, where what they read or say again was.
 USED = """
 SELECT i.name AS series, (k.valid_time AT TIME ZONE 'UTC')::date AS period, k.value, k.known_from, k.load_id
 FROM unnest(%(names)s::text[], %(reach)s::integer[]) AS i (name, reach) JOIN series s USING (name)
 CROSS JOIN LATERAL (
     SELECT *, count(value) OVER (ORDER BY valid_time DESC) - (value IS NOT NULL)::integer AS newer FROM (
         SELECT DISTINCT ON (o.valid_time) o.valid_time, o.known_from, o.load_id, o.value FROM observation o
-        WHERE o.series_id = s.series_id AND o.known_from <= %(known_at)s
-        AND (o.load_id <= (%(loads)s::jsonb ->> s.dataset)::bigint OR o.load_id = ANY(%(also)s))
+        WHERE o.series_id = s.series_id AND o.known_from <= %(known_at)s AND (%(loads)s::jsonb ->> s.dataset)::bigint >=
+        CASE WHEN o.load_id = ANY(%(also)s) THEN (SELECT origin FROM load WHERE load_id = o.load_id) ELSE o.load_id END
         ORDER BY o.valid_time DESC, o.known_from DESC, o.load_id DESC) known) k
 WHERE k.newer < i.reach ORDER BY i.name, k.valid_time DESC
 """
