@@ -364,6 +364,13 @@ def test_load_and_doctor_say_what_is_not_fresh(small: Small, state: str) -> None
     assert ("discontinued" in said) == (state == "discontinued")
 
 
+def test_a_series_whose_newest_values_were_taken_back_is_discontinued(small: Small) -> None:
+    small.declare(source="complete = true\nmax_vanished = 0.5")
+    for days, b in ((41, STEADY), (40, [*STEADY[:32], *[""] * 4])):
+        small.file(datetime.now(UTC).date() - timedelta(days=days), b=b)
+    assert "discontinued (1): B" in small.run("load")[1]
+
+
 def test_doctor_warns_of_too_many_chunks(small: Small) -> None:
     small.declare()
     with psycopg.connect(small.url) as owner:

@@ -71,16 +71,16 @@ def _discontinued(connection: Connection, contract: Contract, dataset: str, newe
     """Series whose next value was due several periods before others of the dataset had their last."""
     series, found = contract.of_source(dataset), []
     for name, last in connection.execute(
-        "SELECT n.name, last.valid_time FROM series n CROSS JOIN LATERAL ("
-        "SELECT valid_time FROM observation o WHERE o.series_id = n.series_id AND o.state = 0"
+        "SELECT n.name, last.valid_time FROM series n CROSS JOIN LATERAL (SELECT valid_time FROM observation o"
+        " WHERE o.series_id = n.series_id AND 0 = (SELECT state FROM observation k WHERE k.series_id = o.series_id"
+        " AND k.valid_time = o.valid_time ORDER BY k.known_from DESC, k.load_id DESC LIMIT 1)"
         " ORDER BY valid_time DESC LIMIT 1) last WHERE n.name = ANY(%s) ORDER BY 1",
         [list(series)],
     ):
         declared = series[name]
         ended = periods.end(declared.frequency, periods.ordinal(declared.frequency, last.date()))
         published = datetime.combine(ended, time.min, UTC) + timedelta(days=declared.release_lag_days)
-        allowed = max(GRACE_DAYS, DISCONTINUED_AFTER * CADENCE_DAYS[declared.frequency])
-        if newest - published > timedelta(days=allowed):
+        if newest - published > timedelta(days=max(GRACE_DAYS, DISCONTINUED_AFTER * CADENCE_DAYS[declared.frequency])):
             found.append(name)
     return tuple(found)
 
