@@ -97,9 +97,10 @@ def put(values: list[Any], place: int, value: Any) -> list[Any]:
     return [*values[:place], value, *values[place + 1 :]]
 
 
+ALLOWED = "allowed = [" + ", ".join(map(str, STEADY)) + "]"
 CELLS = {
-    "range": ("range = [0, 200]", "+250.0", "250 is outside the range [0, 200]"),
-    "allowed": ("allowed = [" + ", ".join(map(str, STEADY)) + "]", "99.5", "99.5 is not among the allowed values 100,"),
+    "range": ("range = [100, 137]", "+250.0", "250 is outside the range [100, 137]"),  # both ends are good
+    "allowed": (ALLOWED, "99.5", "99.5 is not among the allowed values 100,"),
 }
 
 
@@ -118,6 +119,14 @@ def test_a_cell_that_breaks_its_rule_is_quarantined_and_the_others_load(small: S
     assert says in detail
     assert len(small.rows(f"SELECT FROM observation WHERE value = {bad}")) == 1  # B has no such rule
     assert small.rows(f"SELECT fetched, quarantined FROM load WHERE {NEWEST}") == [(72, 1)]
+
+
+def test_a_cell_that_breaks_two_rules_is_one_cell_by_the_first(small: Small) -> None:
+    small.declare(a=f"range = [0, 200]\n{ALLOWED}")
+    small.file(JUNE, a=put(STEADY, 4, 250))
+    assert small.run("load")[0] == 0
+    assert small.rows("SELECT line, rule FROM quarantine") == [(6, "range")]
+    assert small.rows("SELECT fetched, new, quarantined FROM load") == [(72, 71, 1)]
 
 
 def test_what_a_rule_refused_stays_out_when_the_bytes_are_read_again_under_other_rules(small: Small) -> None:
@@ -217,6 +226,24 @@ def test_a_load_answers_for_what_it_brought_alone(small: Small) -> None:
     assert small.rows(failed.format(JUNE)) == [("check",), ("jump",), ("parts",)]
     assert small.rows(failed.format(JULY)) == [("check",)]  # of rules in SQL nobody knows whom they speak of
     assert small.failed() == []  # it brought nothing
+
+
+def test_a_change_from_what_a_load_revised_to_the_next_value_is_its_doing(small: Small) -> None:
+    small.declare(a="jump = 30")
+    rising = [*STEADY[:20], 160, *(float(value) + 80 for value in STEADY[21:])]  # by 20 times the usual 2, twice
+    small.file(JUNE, a=rising)
+    assert small.run("load")[0] == 0
+    assert small.failed() == []
+    small.file(JUNE + timedelta(days=1), a=put(rising, 20, 122))
+    assert "changes by 79 in 2022-03-01" in small.run("load")[1]
+
+
+def test_a_revision_is_measured_from_the_value_that_it_revises(small: Small) -> None:
+    small.declare(a="shift = 5")
+    for days, times in enumerate((1, 2, 2.01)):
+        small.file(JUNE + timedelta(days=days), a=[float(value) * times for value in STEADY])
+    assert "mark: shift of A: " in small.run("load")[1]
+    assert small.failed() == []  # the newest revises by little what the one before had doubled
 
 
 def test_a_change_of_a_series_that_seldom_moves_is_measured_by_those_it_made(small: Small) -> None:

@@ -261,7 +261,7 @@ def test_what_a_replay_refuses_again_can_be_replayed_again(run: Run, desk: Desk)
     assert [(one["raw"], one["load_id"]) for one in left] == [("n/a", 2)]
     code, _, messages = run("quarantine", "drop", "1", "2", "--reason", "theirs")
     assert code == 2
-    assert re.search(r"\(1: replay by .+; 2: replay by .+, refused again and open as 3\)", messages)
+    assert re.search(r"\(1: replay by [^,;]+; 2: replay by [^,;]+, refused again and open as 3\)", messages)
     desk.more = 'missing = ["", "n/a"]'
     desk.contract(decimal=",")
     assert run("quarantine", "replay", "1", "--reason", "n/a is none")[0] == 0
@@ -324,6 +324,9 @@ def test_a_correction_that_a_check_blocks_gives_3_and_what_is_known_stays(run: R
     assert f"a check refuses the correction of load 1: see `load show {blocked['load_id']}`" in messages
     assert (blocked["kind"], blocked["status"], answers(url)) == ("correction", "blocked", before)
     assert json.loads(run("trace", "--affected", "1", "--json")[1])["corrected_by"] == []
+    desk.more = ""
+    desk.contract(column="right")
+    assert "1 changed" in run("load", "--correct", "1", "--reason", "the check was wrong")[2]
 
 
 def test_trace_of_an_observation_names_what_it_came_by(run: Run, desk: Desk, url: str) -> None:

@@ -227,6 +227,7 @@ def test_a_vintage_stated_again_with_another_value_is_quarantined_and_the_first_
     assert store.at(30) == {A: 5.0}
     rows = store.connection.execute("SELECT rule, raw FROM quarantine").fetchall()
     assert rows == [("vintage_conflict", "6.0")]
+    assert store.load(30, {A: 5.0})["outcome"] == "nothing new"
 
 
 def test_what_was_refused_stays_refused_when_an_older_vintage_comes_late(store: Store) -> None:

@@ -55,6 +55,7 @@ class Site:
     files: dict[str, bytes] = field(default_factory=dict)
     etags: bool = True
     written: dict[str, float] = field(default_factory=dict)  # seconds since 1970; those without are of long ago
+    now: float | None = None  # seconds since 1970, where its clock is not this machine's
     login: str = ""
     listing: bool = True
     faults: dict[str, str] = field(default_factory=dict)
@@ -92,7 +93,8 @@ class Site:
         content = self.files[path]
         if fault == "changing":
             self.files[path] = content + b"\n"
-        told = {"Last-Modified": formatdate(self.written.get(path, 1e9), usegmt=True), "Date": formatdate(usegmt=True)}
+        dates = {"Last-Modified": self.written.get(path, 1e9), "Date": self.now}
+        told = {name: formatdate(seconds, usegmt=True) for name, seconds in dates.items()}
         if self.etags:
             told["ETag"] = f'"{hashlib.md5(content).hexdigest()}"'
             unchanged = headers.get("If-None-Match") == told["ETag"]
