@@ -126,13 +126,13 @@ def test_contributions_and_base_sum_to_the_forecast(
 
 
 class Product:
-    """An estimator of one's own: the change is the product of its first two inputs."""
+    """An estimator of one's own: the change is its first input times the next, and times the one after."""
 
     def fit(self, inputs: Floats, change: Floats, seed: int) -> "Product":
         return self
 
     def predict(self, inputs: Floats) -> Floats:
-        return np.asarray(0.01 * inputs[:, 0] * inputs[:, 1])
+        return np.asarray(0.01 * inputs[:, 0] * inputs[:, 1:3].sum(axis=1))
 
     def graph(self, fitted: Any, width: int) -> Any:
         import onnx
@@ -140,9 +140,9 @@ class Product:
         return onnx.parser.parse_model(f"""
             <ir_version: 8, opset_import: ["" : 17]>
             product (double[N, {width}] inputs) => (double[N, 1] change)
-            <double share = {{0.01}}, int64[1] a = {{0}}, int64[1] b = {{1}}>
-            {{ first = Gather <axis = 1> (inputs, a)  second = Gather <axis = 1> (inputs, b)
-               both = Mul (first, second)  change = Mul (both, share) }}""")
+            <double share = {{0.01}}, int64[1] a = {{0}}, int64[2] b = {{1, 2}}, int64[1] axis = {{1}}>
+            {{ first = Gather <axis = 1> (inputs, a)  next = Gather <axis = 1> (inputs, b)
+               second = ReduceSum (next, axis)  both = Mul (first, second)  change = Mul (both, share) }}""")
 
 
 def test_a_linear_model_is_weight_times_distance_from_the_mean(contract: Contract) -> None:
@@ -156,10 +156,11 @@ def test_a_linear_model_is_weight_times_distance_from_the_mean(contract: Contrac
 def test_of_ones_own_estimator_a_product_is_shared_evenly_and_the_rest_gets_nothing(contract: Contract) -> None:
     made, inputs = fitted(contract, "test_explain:Product", {})
     found = explainer(made, inputs).explain(inputs[:1]).contributions[0, 0]
-    mean, row = (part[estimators.column_places(made.contract)[:2]] for part in (inputs.mean(axis=0), inputs[0]))
-    first = 0.01 * (row[0] - mean[0]) * (row[1] + mean[1]) / 2
-    assert found[estimators.column_places(made.contract)[0]] == pytest.approx(first)
-    assert np.count_nonzero(np.abs(found) > 1e-12) == 2
+    places = estimators.column_places(made.contract)[:3]
+    mean, row = (part[places] for part in (inputs.mean(axis=0), inputs[0]))
+    of, halves = row - mean, 0.01 * (row + mean) / 2
+    assert found[places] == pytest.approx([of[0] * halves[1:].sum(), of[1] * halves[0], of[2] * halves[0]])
+    assert np.count_nonzero(np.abs(found) > 1e-12) == 3
 
 
 def test_an_explanation_of_another_model_is_refused(contract: Contract) -> None:

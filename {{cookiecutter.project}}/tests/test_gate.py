@@ -183,6 +183,12 @@ def test_a_model_that_makes_no_forecast_where_it_is_hard_is_judged_there_too(mon
     assert {"better_than_last_value", "rmse_ratio_h1", "slice_level_high"} <= set(blocked(rules))
 
 
+def test_a_value_that_is_late_by_no_more_than_its_grace_does_not_block() -> None:
+    world = faults.stopped("SURVEY")(w.world(SEED), 2, SEED)
+    rule = probes._fresh(w.cases(world.contract, world.rows, world.at))
+    assert rule.ok and rule.figure > 0.8
+
+
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
 def test_settings_whose_forecasts_are_no_numbers_are_not_chosen(odd: float, monkeypatch: pytest.MonkeyPatch) -> None:
     honest, world = estimators.Fitted.predict, w.world(SEED, search=4)
@@ -279,6 +285,14 @@ def test_a_champion_that_stored_no_forecasts_is_not_compared_and_the_rule_says_s
         rule = evaluate.against(made.tested, old)
         assert rule.ok
         assert "not compared" in str(rule)
+
+
+@pytest.mark.parametrize("other", [{"estimator": "other"}, {"inputs": ["other"]}, {"horizons": [1]}], ids=str)
+def test_a_champion_of_another_kind_is_no_measure_of_change_and_time(other: dict[str, object]) -> None:
+    champion, (_, made) = faults.champion(SEED), faults.clean(SEED)
+    rules = {rule.name: str(rule) for rule in probes.against(made, lacking(champion, **other))}
+    assert list(rules) == ["latency"]
+    assert "seconds for one row" in rules["latency"]
 
 
 def test_origins_after_the_champions_training_are_shown_apart() -> None:

@@ -156,7 +156,7 @@ def spread(centre: float, width: float) -> str:
 
 def lived(office: Office) -> None:
     """January comes out at 5.0 and is revised to 5.2, February at 5.1; both were forecast a month ahead."""
-    office.tell("2016-01-25", "2016-01", 5.3, intervals=spread(5.3, 0.05))
+    office.tell("2016-01-25", "2016-01", 5.3, intervals=spread(5.05, 0.1))
     office.tell("2016-02-25", "2016-02", 5.0, intervals=spread(5.0, 0.2))
     office.publish("2016-02-20", {"2016-01": 5.0})
     office.publish("2016-03-20", {"2016-01": 5.2, "2016-02": 5.1})
@@ -169,7 +169,7 @@ def test_live_errors_by_first_and_by_latest_release_are_those_worked_out_by_hand
     assert one["n"] == 2
     assert one["rmse_first"] == pytest.approx(((0.3**2 + 0.1**2) / 2) ** 0.5)
     assert one["rmse_latest"] == pytest.approx(0.1)
-    assert one["coverage"] == {"0.8": 0.5}  # January's 5.2 lies outside 5.25 to 5.35
+    assert one["coverage"] == {"0.8": 0.5}  # January's 5.2 lies outside 4.95 to 5.15, its first 5.0 inside
     assert one["rmse_expected"] == 0.1
     assert (three["n"], three["rmse_first"], three["rmse_latest"], three["coverage"]) == (0, None, None, {})
 
@@ -181,6 +181,7 @@ def no_evidence(office: Office) -> None:
     office.tell("2016-02-10", "2016-01", 9.0, data_version="y")  # the same again, after data were corrected
     office.tell("2016-01-20", "2015-11", 9.0)  # at the very moment that it came out
     office.tell("2016-03-25", "2015-12", 9.0, known_at="2016-01-05")  # as of then, but made when it was out
+    office.tell("2016-01-05", "2015-10", 9.0, known_at="2016-03-25")  # as of a time when it was out
     office.tell("2016-02-25", "2016-04", 9.0)  # not out yet
 
 
@@ -219,6 +220,15 @@ def test_a_correction_of_the_data_changes_the_truth_and_not_what_was_told(office
     office.publish("2016-04-20", {"2016-01": 5.3})
     assert office.errors()[1]["rmse_latest"] == pytest.approx((0.1**2 / 2) ** 0.5)
     assert office.errors()[1]["rmse_first"] == pytest.approx(((0.3**2 + 0.1**2) / 2) ** 0.5)
+
+
+def test_a_value_that_was_taken_back_is_no_truth(office: Office) -> None:
+    lived(office)
+    path = office.root / "service.toml"
+    path.write_text(path.read_text().replace('kind = "csv"', 'kind = "csv"\ncomplete = true\nmax_vanished = 1.0'))
+    office.contract = contracts.load(path)
+    office.publish("2016-04-20", {"2016-02": 5.1})
+    assert office.errors()[1]["n"] == 1
 
 
 def half_a_year(office: Office, off: float) -> None:
@@ -288,7 +298,7 @@ def test_new_data_are_a_reason_only_where_the_model_reads_them(office: Office) -
 @pytest.mark.parametrize(("value", "drifts"), [(5.4, False), (6.0, True)])
 def test_inputs_outside_their_range_in_training_are_a_reason(office: Office, value: float, drifts: bool) -> None:
     office.publish("2016-02-20", {"2016-01": value})
-    assert office.reasons("2016-03-01", drift_share=0.3) == NOTHING | {"drift": drifts}
+    assert office.reasons("2016-03-01", drift_share=0.9) == NOTHING | {"drift": drifts}
 
 
 @pytest.mark.parametrize(("off", "decays"), [(0.12, False), (0.14, True)])
@@ -317,17 +327,31 @@ def in_days(number: int) -> str:
     return f"{datetime.now(UTC) + timedelta(days=number):%Y-%m-%d}"
 
 
-def test_what_a_refused_training_has_read_is_not_new(office: Office) -> None:
-    office.publish("2016-02-20", {"2016-01": 5.0})
+def refused(office: Office, known_at: str, finished: str = "today") -> None:
+    """A training that the gate refused, on all that was loaded."""
     with connect(office.url, "loader") as connection:
         connection.execute(
-            "INSERT INTO training_run (seconds, who, outcome, known_at, data_version, parameters, figures, gate,"
-            " provenance) VALUES (1, 'me', 'blocked', '2016-02-28', %s, '{}', '{}', '[]', '{}')",
-            [read.data_version(connection).version],
+            "INSERT INTO training_run (seconds, who, outcome, finished_at, known_at, data_version, parameters, figures,"
+            " gate, provenance) VALUES (1, 'me', 'blocked', %s, %s, %s, '{}', '{}', '[]', '{}')",
+            [finished, known_at, read.data_version(connection).version],
         )
+
+
+def test_what_a_refused_training_has_read_is_not_new(office: Office) -> None:
+    office.publish("2016-02-20", {"2016-01": 5.0})
+    refused(office, "2016-02-28")
     assert office.reasons("2016-03-01", new_loads=1) == NOTHING
     office.publish("2016-03-20", {"2016-02": 5.0})
     assert office.reasons("2016-04-01", new_loads=1) == NOTHING | {"new_data": True}
+    refused(office, "2016-03-28")
+    assert office.reasons("2016-04-01", new_loads=1) == NOTHING
+
+
+def test_age_counts_from_a_refused_training_too(office: Office) -> None:
+    refused(office, "2016-01-31", in_days(10))
+    office.publish("2016-02-20", {"2016-01": 5.0})
+    assert office.reasons(in_days(32), age_days=30) == NOTHING
+    assert office.reasons(in_days(42), age_days=30) == NOTHING | {"age": True}
 
 
 def test_a_model_that_no_longer_fits_the_declaration_is_a_reason(office: Office) -> None:
