@@ -123,6 +123,8 @@ def test_it_is_bounded_in_bytes_and_in_number_and_the_longest_unused_goes(monkey
         for number in range(10):
             await kitchen.ask(str(number), size=0)
         assert list(kitchen.cache._kept) == ["7", "8", "9"]
+        await kitchen.ask("whole", size=100)
+        assert list(kitchen.cache._kept) == ["8", "9", "whole"]
 
     scene(play, size=100)
 

@@ -186,6 +186,10 @@ def test_missing_extra_and_too_many_are_refused_by_name(service: Running) -> Non
     many = post("/v1/predict", json={"instances": [{}] * 1001})
     assert fields(many) == ["instances"]
     assert "at most" in many.json()["detail"]
+    most = [service.instance] * 20
+    assert post("/v1/predict", json={"instances": most}).status_code == 200
+    assert fields(post("/v1/predict", json={"instances": [*most[1:], missing]})) == [f"instances.19.{first}"]
+    assert fields(post("/v1/predict", json={"instances": [*most, service.instance]})) == ["instances"]
 
 
 TWICE = b'{"instances": [{"a": 1, "a": 2}]}'
@@ -222,9 +226,11 @@ def test_another_content_type_is_415(service: Running) -> None:
 def test_a_body_above_the_limit_is_413(service: Running, announced: bool) -> None:
     size = 1_200_000
     body = b" " * size if announced else (b" " * 10_000 for _ in range(size // 10_000))
-    response = service.client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
-    problem(response, 413)
-    assert service.client.post("/v1/predict", json={"instances": [service.instance]}).status_code == 200
+    kind = {"content-type": "application/json"}
+    problem(service.client.post("/v1/predict", content=body, headers=kind), 413)
+    whole = json.dumps({"instances": [service.instance]}).encode().ljust(LIMIT)
+    body = whole if announced else iter([whole[:9], whole[9:]])
+    assert service.client.post("/v1/predict", content=body, headers=kind).status_code == 200
 
 
 def test_unknown_path_and_wrong_method(service: Running) -> None:
@@ -462,13 +468,14 @@ def test_forecasts_from_the_store(url: str, server: str, contract: Contract, tmp
 
         live = client.get("/v1/forecast").json()
         assert live["degraded"] is None
+        assert client.get("/v1/forecast?as_of=2016-07-15").status_code == 200  # of then: it never stands in for now
         assert running.metrics()["database_up"] == 1
         with psycopg.connect(server, autocommit=True) as admin:  # the database goes away under the running service
             admin.execute(f'ALTER DATABASE "{conninfo_to_dict(url)["dbname"]}" ALLOW_CONNECTIONS false')
         held = wait_for(lambda: (made := client.get("/v1/forecast").json())["degraded"] and made)  # no longer of now
         assert held["degraded"] == {"reason": "database_away", "source": "last_forecast"}
         assert held["forecasts"] == live["forecasts"]
-        problem(client.get("/v1/forecast?as_of=2016-07-02"), 503)
+        problem(client.get("/v1/forecast?as_of=2016-07-01"), 503)  # one clock alone is asked anew
         assert client.get(f"/v1/forecast?as_of=2016-07-01&data_version={version}").content == answer.content  # kept
         assert running.metrics()['degraded_total{reason="database_away"}'] == 1
 

@@ -281,7 +281,8 @@ def test_one_that_cannot_be_stopped_holds_a_bounded_line_and_nothing_else(watch:
     assert counted() == {"line_full": 3}
     stuck.set()
     wait_for(lambda: counted().get("compared") == 2)
-    one.put(many, many[:, :2])
+    larger = np.zeros((MOST + 1, 3))  # than the line, which is empty now
+    one.put(larger, larger[:, :2])
     wait_for(lambda: counted().get("compared") == 3)
     assert len(trail.kept) == 3
 

@@ -132,7 +132,11 @@ def test_the_id_depends_on_request_and_content_and_the_url_holds_the_login(quick
     assert len(store.kept) == 2
 
 
-def test_a_document_too_large_to_be_taken_holds_up_no_other(quick: None, outcome: Counter) -> None:
+@pytest.mark.parametrize("at_a_time", [audit.BATCH_BYTES, 1000])
+def test_a_document_too_large_to_be_taken_holds_up_no_other(
+    quick: None, outcome: Counter, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    monkeypatch.setattr(audit, "BATCH_BYTES", at_a_time)
     store = Store(lambda _: 201, most=2000)
     ship(store.url, outcome, [{"a": 1}, {"a": "x" * 3000}, *({"a": "y" * 600, "b": number} for number in range(8))])
     assert count(outcome) == {"stored": 9, "rejected": 1}
@@ -150,6 +154,41 @@ def test_the_queue_is_bounded(outcome: Counter, monkeypatch: pytest.MonkeyPatch)
     for _ in range(20):
         trail.put("request", NOW, {"text": "x" * 100})
     assert count(outcome)["dropped"] > 10
+
+
+def test_what_is_sent_again_takes_its_room_in_the_queue(
+    quick: None, outcome: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(audit, "FLUSH_SECONDS", 0.05)
+    store, documents = Store(lambda _: 429), [{"number": number, "text": "x" * 100} for number in range(20)]
+    trail = audit.Audit(store.url, outcome)
+    trail.start()
+    for document in documents:
+        trail.put("request", NOW, document)
+    before = count(outcome)["dropped"]
+    wait_for(lambda: len(store.asked) > 2 * len(documents))
+    for document in documents:
+        trail.put("request", NOW, document)
+    assert count(outcome)["dropped"] == before + 20
+    trail.stop()
+
+
+def test_what_comes_after_the_last_was_shipped_is_counted(
+    quick: None, outcome: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trail = audit.Audit(Store(lambda _: 201).url, outcome)
+    ended = trail._thread.join
+
+    def late(seconds: float) -> None:
+        ended(seconds)
+        trail.put("request", NOW, {"a": 2}, small=True)
+
+    monkeypatch.setattr(trail._thread, "join", late)
+    trail.start()
+    trail.put("request", NOW, {"a": 1})
+    trail.stop()
+    assert count(outcome) == {"stored": 1, "dropped": 1}
 
 
 def test_without_a_url_nothing_is_kept(outcome: Counter) -> None:
@@ -274,8 +313,9 @@ def test_telemetry_knows_nothing_of_what_serves() -> None:
 
 def test_a_log_line_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:p%40ss@db/x")
-    monkeypatch.setenv("PGPASSWORD", "0ther")
-    record = logging.LogRecord("x", logging.ERROR, "f", 1, "no login with p%%40ss, p@ss or 0ther at %s", ("db",), None)
+    monkeypatch.setenv("PGPASSWORD", "p@ss and more")
+    says = "no login with p%%40ss, p@ss or p@ss and more at %s"
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, says, ("db",), None)
     line = json.loads(Json("svc").format(record))
     assert line["message"] == "no login with ***, *** or *** at db"
     assert line["log.level"] == "error" and line["service.name"] == "svc"
