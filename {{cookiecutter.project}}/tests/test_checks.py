@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from model_service.cli import main
-from model_service.loader import MISSING, VALUE, checks, parse_value
+from model_service.contract import Series
+from model_service.loader import MISSING, VALUE, Cell, checks, parse_value
 
 TOML = """
 check = [{checks}]
@@ -121,6 +122,13 @@ def test_a_cell_that_breaks_its_rule_is_quarantined_and_the_others_load(small: S
     assert small.rows(f"SELECT fetched, quarantined FROM load WHERE {NEWEST}") == [(72, 1)]
 
 
+def test_a_missing_value_is_none_that_is_not_allowed() -> None:
+    declared = {"source": "s", "frequency": "month", "unit": "u", "release_lag_days": 1, "allowed": [1]}
+    told, now = Cell("A", datetime(2020, 1, 1, tzinfo=UTC), None, math.nan, 1, MISSING), datetime.now(UTC)
+    ((good, refused),) = checks.check_cells([told], {"A": 1}, {"A": Series.model_validate(declared)}, now)
+    assert (len(good), refused) == (1, [])
+
+
 def test_a_cell_that_breaks_two_rules_is_one_cell_by_the_first(small: Small) -> None:
     small.declare(a=f"range = [0, 200]\n{ALLOWED}")
     small.file(JUNE, a=put(STEADY, 4, 250))
@@ -186,6 +194,7 @@ def test_a_blocked_load_leaves_no_rows_and_loads_when_it_is_mended(small: Small)
     code, said = small.run("doctor")
     assert code == 0
     assert f"look  loads: load 2 of data/{JUNE}.csv was blocked" in said
+    assert "freshness: shop: nothing has been loaded yet" in said
     small.file(JUNE)
     code, said = small.run("load")
     assert code == 0
@@ -389,6 +398,17 @@ def test_load_and_doctor_say_what_is_not_fresh(small: Small, state: str) -> None
     assert code == 0
     assert f"{'ok   ' if state == 'fresh' else 'look '} freshness: shop: {says}" in said
     assert ("discontinued" in said) == (state == "discontinued")
+
+
+def test_a_source_that_is_read_without_anything_new_is_frozen_and_one_that_is_not_read_is_late(small: Small) -> None:
+    small.declare()
+    small.file(datetime.now(UTC).date() - timedelta(days=100))
+    assert small.run("load")[0] == 0
+    with psycopg.connect(small.url) as owner:
+        owner.execute("UPDATE attempt SET finished_at = finished_at - interval '90 days'")
+    assert f"late; {SINCE} 100 days ago" in small.run("doctor")[1]
+    assert "nothing new" in small.run("load")[1]
+    assert f"frozen: fetched without anything new; {SINCE} 100 days ago" in small.run("doctor")[1]
 
 
 def test_a_series_whose_newest_values_were_taken_back_is_discontinued(small: Small) -> None:

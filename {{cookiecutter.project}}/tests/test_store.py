@@ -83,6 +83,17 @@ def test_only_what_changed_is_stored_and_every_cell_is_accounted_for(store: Stor
     assert store.count("SELECT count(*) FROM observation") == 4
 
 
+def test_a_cell_that_a_later_batch_of_a_payload_states_again_is_the_same(
+    make: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(vintages=False, more='vintage = { column = "known" }')
+    lines = [f"{store.name}_0;2000-{month};5;{known}" for known in ("2010-01-01", "2010-02-01") for month in (1, 2)]
+    (store.root / "all.csv").write_text("\n".join(["series;month;value;known", *lines]))
+    monkeypatch.setattr("model_service.loader._BATCH", 2)
+    done = run.load(store.contract(), store.url, store.root, store.said.append)[0]
+    assert (done["new"], done["same"]) == (2, 2)
+
+
 def test_each_as_of_answers_with_what_was_known_then(store: Store) -> None:
     store.load(0, {A: 5.0})
     store.load(30, {A: 5.5})
@@ -249,6 +260,25 @@ def test_a_correction_leaves_the_old_version_its_old_values(store: Store) -> Non
     assert store.at(10, before) == {A: 500.0, B: 1.0}
 
 
+def test_a_correction_of_the_first_statement_counts_whoever_repeated_it(store: Store) -> None:
+    load = store.load(30, {A: 5.0}, right={A: 7.0})["load_id"]
+    store.load(30, {A: 5.0, B: 1.0})
+    assert (store.correct(load)["changed"], store.at(30)) == (1, {A: 7.0, B: 1.0})
+
+
+def test_what_a_correction_of_the_first_statement_lacks_has_vanished_whoever_repeated_it(
+    make: Callable[..., Store],
+) -> None:
+    store = make(complete=True, more="max_vanished = 1.0")
+    load = store.load(30, {A: 5.0, B: 6.0}, right={A: 5.0})["load_id"]
+    store.load(30, {A: 5.0, B: 6.0})
+    assert (store.correct(load)["vanished"], store.at(30)) == (1, {A: 5.0})
+
+
+def test_a_day_may_be_known_from_its_first_moment(make: Callable[..., Store]) -> None:
+    assert make(**DAILY).daily(0, ["2010-01-01"], 5.0)["new"] == 2
+
+
 def test_what_a_complete_payload_lacks_has_vanished_and_is_new_when_it_returns(make: Callable[..., Store]) -> None:
     store = make(complete=True, more="max_vanished = 0.5")
     store.load(0, {A: 5.0, B: 6.0, C: 7.0})
@@ -300,6 +330,7 @@ def test_a_payload_that_lacks_too_much_is_blocked_and_can_be_run_again(make: Cal
     blocked = store.load(30, {A: 5.0})
     assert blocked["outcome"] == "blocked"
     assert store.at(30) == {A: 5.0, B: 6.0, C: 7.0}
+    assert read.newest_known_from(store.connection) == day(0)
     assert store.count("SELECT count(*) FROM check_result WHERE rule = 'max_vanished' AND NOT ok") == 1
     store.more = "max_vanished = 1.0"
     assert store.load(30, {A: 5.0})["vanished"] == 2
