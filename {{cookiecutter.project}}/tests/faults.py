@@ -264,6 +264,11 @@ def wild(changes: Floats, size: float, last: bool) -> Floats:
     return changes * size if last else changes
 
 
+def wild_at_one_horizon(changes: Floats, size: float, last: bool) -> Floats:
+    changes[:, 1] = wild(changes[:, 1], size, last)
+    return changes
+
+
 def unseeded(changes: Floats, size: float, _: bool) -> Floats:
     return changes + size * np.random.default_rng().normal(size=changes.shape)
 
@@ -407,4 +412,5 @@ FAULTS = {
     "worse than the champion": Fault("champion", (1,), held(without("SURVEY"))),
     "half the labels shuffled": Fault("champion", (0.5, 0.7), code(relabelled(shuffled))),
     "wild change from the champion": Fault("change", (3, -1), code(relabelled(wild))),
+    "wild change at one horizon": Fault("change", (3, -1), code(relabelled(wild_at_one_horizon))),
 }

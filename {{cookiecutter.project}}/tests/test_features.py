@@ -494,6 +494,12 @@ def test_intervals_widen_after_misses_until_they_cover_what_they_claim(monkeypat
     assert fixed[0] < backtest.LEVELS[0] - 0.1
 
 
+def test_the_wider_interval_holds_the_narrower_one_however_often_that_was_missed() -> None:
+    errors = np.random.default_rng(1).normal(size=100)
+    narrow, wide = backtest.offsets(errors, np.tile([[-1e-9, 1e-9], [-9.0, 9.0]], (100, 1, 1)))
+    assert wide[0] <= narrow[0] < narrow[1] <= wide[1]
+
+
 def test_an_interval_is_the_one_that_could_be_given_at_its_origin(table: Cases) -> None:
     places = np.arange(table.first_backtest, len(table.origin) - 1)
     forecast = np.repeat(table.anchor[places][:, None], 3, axis=1)

@@ -281,7 +281,8 @@ def test_the_next_training_compares_forecasts_that_were_made_out_of_sample() -> 
 
 def test_a_champion_that_stored_no_forecasts_is_not_compared_and_the_rule_says_so() -> None:
     champion, (_, made) = faults.champion(SEED), faults.clean(SEED)
-    for old in (lacking(champion), lacking(champion, target={"series": "OTHER", "unit": "percent"})):
+    others = [{"series": "OTHER", "unit": "percent"}, {"series": "TARGET", "unit": "share"}]
+    for old in (lacking(champion), *(lacking(champion, target=one) for one in others)):
         rule = evaluate.against(made.tested, old)
         assert rule.ok
         assert "not compared" in str(rule)
@@ -302,6 +303,10 @@ def test_origins_after_the_champions_training_are_shown_apart() -> None:
     assert found["common"]["origins"] > 150
     assert 6 <= found["later"]["origins"] <= 12
     assert found["later"]["champion"] != found["common"]["champion"]
+    other = lacking(faults.champion(SEED), target={"series": "OTHER", "unit": "percent"})
+    assert evaluate.comparison(made.tested, other) == {
+        "version": 1, "common": {"origins": 0}, "later": {"origins": 0}
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("quick")

@@ -256,11 +256,16 @@ def test_doctor_says_when_live_errors_have_outgrown_the_backtest(office: Office,
     assert found[1]["says"] == "horizon 3: no forecast has met its truth yet"
 
 
-def test_five_errors_are_too_few_to_judge_a_model_by(office: Office) -> None:
-    for month in range(1, 6):
-        office.tell("2016-01-25", f"2016-{month:02}", 9.0)
-    office.publish("2016-07-20", {f"2016-{month:02}": 5.0 for month in range(1, 6)})
-    assert (office.errors()[1]["n"], office.errors()[1]["ratio"]) == (5, None)
+@pytest.mark.parametrize(("horizon", "few"), [(1, 5), (3, 17)])
+def test_five_errors_that_do_not_overlap_are_too_few_to_judge_a_model_by(
+    office: Office, horizon: int, few: int
+) -> None:
+    months = [f"{2016 + number // 12}-{number % 12 + 1:02}" for number in range(few)]
+    for month in months:
+        office.tell("2016-01-25", month, 9.0, horizon=horizon)
+    office.publish("2018-01-20", dict.fromkeys(months, 5.0))
+    found = office.errors()[horizon]
+    assert (found["n"], found["ratio"]) == (few, None)
 
 
 def test_what_lies_far_back_says_nothing_of_today(office: Office) -> None:

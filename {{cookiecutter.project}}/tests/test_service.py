@@ -140,8 +140,8 @@ def test_predict_answers_in_the_order_of_the_instances(service: Running) -> None
 
 def test_an_input_outside_the_range_of_training_is_marked(service: Running) -> None:
     service.ours()
-    strange = service.instance | {service.inputs[2]: 11.0}
-    answer = service.client.post("/v1/predict", json={"instances": [service.instance, strange]}).json()
+    seen, strange = (service.instance | {service.inputs[2]: value} for value in (10.0, 11.0))  # the largest, and beyond
+    answer = service.client.post("/v1/predict", json={"instances": [seen, strange]}).json()
     assert "out_of_range" not in answer["predictions"][0]
     assert answer["predictions"][1]["out_of_range"] == [service.inputs[2]]
 

@@ -81,7 +81,10 @@ def test_an_answer_names_both_clocks_and_says_what_is_hindsight(
     }
     assert body["inputs_known_until"] == "2016-06-29T00:00:00Z"
     assert body["hindsight"] is True
+    known = forecasting.parse_as_of(forecasting.champion(loaded).card["inputs_known_until"])
+    assert by_champion(contract, loaded, known, None, None)["hindsight"] is False  # it was trained on just that
     assert [one["valid_time"] for one in body["forecasts"]] == ["2016-06-01", "2016-08-01", "2016-11-01"]
+    assert by_champion(contract, loaded, at, None, [3, 3])["forecasts"] == body["forecasts"][1:2]  # each once
     for one in body["forecasts"]:
         assert 3 < one["value"] < 7
         narrow, wide = one["intervals"]
