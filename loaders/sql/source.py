@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Annotated, Any, cast
 from urllib.parse import quote
@@ -37,6 +37,7 @@ PARSER_VERSION = 1
 DAY = "%Y-%m-%d"
 PORTION = 5_000  # rows that are asked for at a time
 SHOWN = 1_000  # characters of a bad row
+EAST = timezone(timedelta(hours=14))  # where each day begins first
 FEW = 16  # periods in a page of `SeenAt`: with the microseconds of any year they fit in 64 bits
 # The types that a column may have, by its key, and what to do about another one.
 FITS = {
@@ -65,16 +66,16 @@ class Cursor(Section):
 
     def since(self, stood: str | None) -> Any:
         """From where on to ask: the overlap before where it stood, and not before the start."""
-        back: Any = timedelta(seconds=self.overlap)
-        if not isinstance(self.start, datetime):
-            back = math.ceil(self.overlap)
-            back = back if isinstance(self.start, int) else timedelta(days=math.ceil(back / 86_400))
-        return max(self.start, self.place(stood) - back)
+        back: Any = -math.ceil(self.overlap) if isinstance(self.start, int) else timedelta(seconds=-self.overlap)
+        place = self.place(stood)
+        return place + max(back, self.start - place)  # of days, a part of one takes back a whole one
 
-    def stands(self, stood: str | None, greatest: Any) -> str:
-        """Where it stands after this: never back, and never in the future, where a wrong clock would hide the rest."""
-        known = min(greatest, datetime.now(UTC)) if rows.type_of(greatest) == rows.ZONED else greatest
-        return str(max(self.place(stood), self.start if known is None else known))
+    def follows(self, place: Any) -> bool:
+        """Whether it goes on to a row's place: not to NULL, nor into the future, where a wrong clock hid the rest."""
+        if not isinstance(place, date):
+            return place is not None
+        when = place if isinstance(place, datetime) else datetime.combine(place, time.min)
+        return (when if when.tzinfo else when.replace(tzinfo=EAST)) <= datetime.now(UTC)
 
 
 class Options(Section):
@@ -129,7 +130,7 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
         path = Path(folder) / "rows"
         count, greatest = _keep(dataset, options, since, path)
         if count:
-            moves = {part: (stood, cursor.stands(stood, greatest))} if cursor else {}
+            moves = {part: (stood, str(max(cursor.place(stood), greatest)))} if cursor else {}  # never back
             name = f"query/{since}" if cursor else "query"
             yield Payload(name, path, "application/jsonl", None, complete=options.complete, moves=moves)
         elif stood is None:
@@ -138,7 +139,8 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
 
 def _keep(dataset: str, options: Options, since: Any, path: Path) -> tuple[int, Any]:
     """Writes the rows into the file; gives their count and the greatest cursor."""
-    count, greatest, checked = 0, cast(Any, None), cast(rows.Types, {})
+    count, cursor, checked = 0, options.cursor, cast(rows.Types, {})
+    greatest: Any = cursor.start if cursor else None
     with _answer(dataset, options, since) as result, path.open("w", encoding="utf-8", newline="\n") as file:
         names = list(result.keys())
         for types, row in rows.written(names, result, file):
@@ -146,8 +148,8 @@ def _keep(dataset: str, options: Options, since: Any, path: Path) -> tuple[int, 
                 _check(dataset, names, types, options)
                 checked = types
             count += 1
-            if options.cursor and (place := row[names.index(options.cursor.column)]) is not None:
-                greatest = place if greatest is None else max(place, greatest)
+            if cursor and cursor.follows(place := row[names.index(cursor.column)]):
+                greatest = max(place, greatest)
     return count, greatest
 
 

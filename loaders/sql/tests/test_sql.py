@@ -92,6 +92,12 @@ def put(warehouse: Warehouse, *cells: tuple[str, Any, str | None], series: str =
         warehouse.run("INSERT INTO macro.data VALUES (%s, %s, %s, NULL, %s)", series, time, value, changed)
 
 
+def retype(warehouse: Warehouse, column: LiteralString) -> None:
+    """Gives the column of the cursor another type."""
+    cast: LiteralString = "ALTER TABLE macro.data ALTER changed TYPE " + column + " USING NULL"
+    warehouse.run(cast)
+
+
 # ---- what it brings ----
 
 
@@ -217,8 +223,7 @@ def test_a_row_exactly_at_the_cursor(changing: Desk, warehouse: Warehouse, compa
 def test_a_cursor_is_a_moment_a_day_or_a_number(
     changing: Desk, warehouse: Warehouse, column: LiteralString, start: str, overlap: int, places: list[str]
 ) -> None:
-    cast: LiteralString = "ALTER TABLE macro.data ALTER changed TYPE " + column + " USING NULL"
-    warehouse.run(cast)
+    retype(warehouse, column)
     changing.more = "cursor = " + CURSOR.format(overlap, start)
     first, newest, late = places
     put(warehouse, ("2016-01-01", 1, first), ("2016-03-01", 3, newest))
@@ -264,12 +269,39 @@ def test_another_query_begins_anew(changing: Desk, warehouse: Warehouse) -> None
     assert changing.known(name="B") == {"2015-01-01": 2}
 
 
-def test_a_clock_that_is_wrong_does_not_hide_what_follows(changing: Desk, warehouse: Warehouse) -> None:
+@pytest.mark.parametrize(
+    ("column", "start", "zone"),
+    [
+        ("timestamptz", "2000-01-01T00:00:00Z", UTC),
+        ("timestamp", "2000-01-01T00:00:00", timezone(timedelta(hours=-11))),
+        ("date", "2000-01-01", timezone(timedelta(hours=-11))),
+    ],
+)
+def test_a_clock_that_is_wrong_does_not_hide_what_follows(
+    changing: Desk, warehouse: Warehouse, column: LiteralString, start: str, zone: timezone
+) -> None:
+    retype(warehouse, column)
+    changing.more = "cursor = " + CURSOR.format(0, start)
     put(warehouse, ("2016-01-01", 1, "2999-01-01 00:00Z"))
     changing.load()
-    put(warehouse, ("2016-02-01", 2, f"{datetime.now(UTC)}"))
+    put(warehouse, ("2016-02-01", 2, f"{datetime.now(zone)}"))
     changing.load()
     assert changing.known() == {"2016-01-01": 1, "2016-02-01": 2}
+
+
+@pytest.mark.parametrize(
+    ("column", "start"),
+    [("timestamptz", "0001-01-01T00:00:00Z"), ("timestamp", "0001-01-01T00:00:00"), ("date", "0001-01-01")],
+)
+def test_it_may_start_where_the_calendar_does(
+    changing: Desk, warehouse: Warehouse, column: LiteralString, start: str
+) -> None:
+    retype(warehouse, column)
+    changing.more = "cursor = " + CURSOR.format(3600, start)
+    for month in ("01", "02"):
+        put(warehouse, (f"2016-{month}-01", 1, "0001-01-01 00:00Z"))
+        changing.load()
+    assert changing.known() == {"2016-01-01": 1, "2016-02-01": 1}
 
 
 def test_a_row_whose_cursor_is_null_does_not_move_it(changing: Desk, warehouse: Warehouse) -> None:
