@@ -515,6 +515,18 @@ def test_a_body_that_is_no_answer(
     assert two.known(name="A") == two.known(name="B") == {"2016-01-01": 1, "2016-02-01": 2}
 
 
+def test_a_zipped_answer_that_ends_early_is_asked_for_again(two: Desk) -> None:
+    """Its last value may be half of one, and rows behind it are lost; a snapshot without them would be the news."""
+    two.more, two.sdmx.faults = 'reads = "snapshots"', {"zipped without its end": 2}
+    says = two.refused()
+    assert says.startswith("127.0.0.1 cannot be reached: Compressed file ended before the end-of-stream marker")
+    assert says.endswith("; try again later")
+    two.sdmx.faults = {"zipped without its end": 1}
+    two.load()
+    assert [one["status"] for one in two.sdmx.log] == ["200"] * 5
+    assert two.known(name="A") == two.known(name="B") == {"2016-01-01": 1, "2016-02-01": 2}
+
+
 def test_a_provider_that_is_down(two: Desk) -> None:
     with serving(Sdmx()) as gone:
         two.sdmx.url = gone.url

@@ -96,9 +96,10 @@ class Client:
         coded = base64.b64encode(login.encode()).decode()
         told = [one for one in (login, coded, login.partition(":")[2]) if len(one) >= SECRET]
         self.secrets = [one.encode() for one in (*key.values(), *told)]
+        allowed = {"Authorization": f"Basic {coded}" if ":" in login else f"Bearer {login}"} if login else {}
         self.http = httpx.Client(
             base_url=options.base_url, transport=KeyTransport(options.base_url, key), timeout=options.timeout_seconds,
-            headers={"Authorization": f"Basic {coded}" if ":" in login else f"Bearer {login}"} if login else {},
+            headers={"Accept-Encoding": "gzip", **allowed},
         )  # fmt: skip
 
     def __enter__(self) -> "Client":
@@ -116,8 +117,7 @@ class Client:
 
         Where the provider sends one on, it is followed; the login stays with the provider, and with a key nobody is.
         """
-        asked = {"Accept-Encoding": "gzip", **headers}
-        return self._retrying(path, to, headers=asked, follow_redirects=not self.key)
+        return self._retrying(path, to, headers=headers, follow_redirects=not self.key)
 
     def _retrying(self, path: str, to: Path | None = None, **how: Any) -> httpx.Response:
         retrying = Retrying(
@@ -130,8 +130,8 @@ class Client:
         while wait := self.pace.take(self.provider, 1 / self.options.requests_per_second):
             time.sleep(wait)
         try:
-            with self.http.stream("GET", path, **how) as answer:
-                _receive(answer, to)
+            with self.http.stream("GET", path, **how) as coming:
+                answer = _received(coming, to)
         except (httpx.RequestError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             says = str(error) or type(error).__name__
             raise RetryableError(f"{self.provider} cannot be reached: {says}; try again later") from None
@@ -155,18 +155,20 @@ class Client:
         return float(_BACK_OFF(state))
 
 
-def _receive(answer: httpx.Response, to: Path | None) -> None:
+def _received(answer: httpx.Response, to: Path | None) -> httpx.Response:
     """A transfer that is zipped is undone here: httpx takes one that ends early for whole."""
+    is_zipped = answer.headers.pop("Content-Encoding", "") == "gzip"
     if to is None or answer.status_code != 200:
-        answer.read()
-        return
+        content = gzip.decompress(answer.read()) if is_zipped else answer.read()
+        return httpx.Response(answer.status_code, headers=answer.headers, content=content, request=answer.request)
     with to.open("wb") as file:
-        for block in answer.iter_raw():
+        for block in answer.iter_bytes():
             file.write(block)
-    if answer.headers.get("Content-Encoding") == "gzip":
+    if is_zipped:
         zipped = to.rename(to.with_name("zipped"))
         with gzip.open(zipped) as source, to.open("wb") as file:
             shutil.copyfileobj(source, file)
+    return answer
 
 
 def _holds(received: Path | bytes, secret: bytes) -> bool:
