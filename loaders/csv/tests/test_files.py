@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -214,7 +215,20 @@ def test_a_file_that_was_moved_is_followed_and_keeps_its_name(one: Desk, site: S
 
 def test_what_moves_in_circles_is_said(one: Desk, site: Site) -> None:
     site.faults |= {f"/a.csv{'.moved' * times}": "moved" for times in range(30)}
-    assert "Exceeded maximum allowed redirects" in one.refused()
+    assert one.refused() == "127.0.0.1 cannot be reached: Exceeded maximum allowed redirects."
+    assert site.asked().count("/a.csv") == 1  # it does not help to ask again
+
+
+def test_a_certificate_that_is_not_trusted_is_said_at_once(one: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def untrusted(_: Any, request: httpx.Request) -> None:
+        asked.append(request.url)
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", untrusted)
+    assert one.refused() == "127.0.0.1 cannot be reached: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("index", ["folder", "page", "text"])

@@ -23,6 +23,7 @@ from model_service.mistakes import Section
 from model_service.store.provider import Pace
 
 PASSING = {429, 500, 502, 503, 504}  # what may be better in a while
+LASTING = (httpx.TooManyRedirects, httpx.UnsupportedProtocol)  # what will not: where one is sent on leads nowhere
 REST_SECONDS = 20.0  # after "too many requests", where the provider names no time
 PATIENCE_SECONDS = 120.0  # that a provider may ask for; a longer rest is not waited for, but said
 SECRET = 8  # characters of a login that is looked for in answers; a shorter one stands in many by chance
@@ -41,8 +42,7 @@ def address(text: str) -> httpx.URL | None:
 
 
 def _web(text: str) -> str:
-    url = address(text)
-    if url is None or url.query:
+    if (url := address(text)) is None or url.query:
         raise ValueError("must be http://... or https://..., without a login and without a query")
     return text.rstrip("/")
 
@@ -82,9 +82,8 @@ class KeyTransport(httpx.HTTPTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url.copy_merge_params(self.key) if self.key else request.url  # merging writes a query anew
-        return super().handle_request(
-            httpx.Request(request.method, url, headers=request.headers, extensions=request.extensions)
-        )
+        keyed = httpx.Request(request.method, url, headers=request.headers, extensions=request.extensions)
+        return super().handle_request(keyed)
 
 
 class Client:
@@ -133,12 +132,13 @@ class Client:
             with self.http.stream("GET", path, **how) as coming:
                 answer = _received(coming, to)
         except (httpx.RequestError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            says = str(error) or type(error).__name__
-            raise RetryableError(f"{self.provider} cannot be reached: {says}; try again later") from None
+            says = f"{self.provider} cannot be reached: {str(error) or type(error).__name__}"
+            if isinstance(error, LASTING) or "CERTIFICATE_VERIFY_FAILED" in says:
+                raise SourceError(says) from None
+            raise RetryableError(f"{says}; try again later") from None
         if answer.status_code in PASSING:
             says = f"{self.provider} answers {answer.status_code}"
-            rest = _rest(answer)
-            if rest is not None and rest > PATIENCE_SECONDS:
+            if (rest := _rest(answer)) and rest > PATIENCE_SECONDS:
                 raise SourceError(f"{says} and asks to be left alone for {rest:.0f} seconds: run again after that")
             raise RetryableError(f"{says}, {self.options.tries} times; try again later", rest)
         received = to if to and answer.status_code == 200 else answer.content
