@@ -231,7 +231,7 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(one: Desk, monkeypatc
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("index", ["folder", "page", "text"])
+@pytest.mark.parametrize("index", ["folder", "page", "plain page", "text"])
 def test_files_that_a_page_names_are_chosen_by_pattern(desk: Desk, site: Site, index: str) -> None:
     wanted = ["/macro/2016-06-29.csv", "/macro/2016-07-29.csv"]
     site.files |= {
@@ -243,7 +243,9 @@ def test_files_that_a_page_names_are_chosen_by_pattern(desk: Desk, site: Site, i
         site.listing = False
         desk.more += f'\nindex = "{site.url}/list/all.html"'
         names = [path.replace("/macro/", "../macro/") for path in site.files]
-        links = "\n".join(names if index == "text" else [f"<li><a class=x href='{name}'>{name}</a>" for name in names])
+        quote = "" if index == "plain page" else "'"
+        shown = [f"<li>http://[host]/<a class=x href={quote}{name}{quote}>{name}</a>" for name in names]
+        links = "\n".join(names if index == "text" else shown)
         site.files["/list/all.html"] = links.encode()
     assert desk.loaded() == [f"{site.url}{path}" for path in wanted]
 
@@ -364,7 +366,7 @@ def test_a_login_from_the_environment_opens_the_file(
     assert one.refused() == f"{one.path}: the answer is 401 Unauthorized (check `login`)"
 
 
-@pytest.mark.parametrize("login", [None, "", "secret\r\nX-Header: 1"])
+@pytest.mark.parametrize("login", [None, "", "secret\r\nX-Header: 1", "kein-ASCII-ü"])
 def test_no_login_and_one_that_is_none(
     one: Desk, site: Site, monkeypatch: pytest.MonkeyPatch, login: str | None
 ) -> None:
@@ -452,6 +454,8 @@ def test_an_answer_that_repeats_the_login_would_be_kept(one: Desk, site: Site, m
         ("https:///x.csv", "", "must be a file or glob"),
         ("s3://bucket", "", "s3://BUCKET/PATH"),
         ("s3://*/x.csv", "", "s3://BUCKET/PATH"),
+        (".", "", "must be a file or glob"),
+        ("data/**.csv", "", "must be a file or glob"),
         ("/etc/x.csv", "", "must be a file or glob below"),
         ("https://example.org/*.csv", 'index = "x.csv"', "index: must be http(s)://HOST/PATH"),
         ("x.csv", 'login = "L"', "login: for the files of one host"),

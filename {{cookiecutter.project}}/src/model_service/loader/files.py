@@ -31,7 +31,8 @@ def _listed(value: Any) -> Any:
 
 def _place(text: str) -> str:
     scheme, split, rest = text.partition("://")
-    if not split and text and not Path(text).is_absolute():
+    parts = () if split or Path(text).is_absolute() else Path(text).parts
+    if parts and all(part == "**" or "**" not in part for part in parts):  # **.csv is no glob in every Python
         return text
     if scheme == "s3" and re.fullmatch(r"[^/*]+/.+", rest):
         return text
@@ -106,8 +107,11 @@ def fetch(options: Files, ask: Ask) -> Iterator[Payload]:
         dated = [(_vintage(name, options.vintage), name) for name in found]
         for vintage, name in sorted(dated, key=lambda one: (one[0] or datetime.min.replace(tzinfo=UTC), one[1])):
             if ask.window == ALWAYS or (vintage and ask.window.holds(vintage)):
-                mark, path = found[name](to, ask.mark(name))
-                media_type = _media_type(name, path) if path else ""
+                try:
+                    mark, path = found[name](to, ask.mark(name))
+                    media_type = _media_type(name, path) if path else ""
+                except OSError as error:
+                    raise SourceError(f"{name}: cannot be read: {error.strerror}") from None
                 yield Payload(name, path or to, media_type, vintage, complete=options.complete, mark=mark)
 
 
@@ -140,8 +144,8 @@ def _web(place: str, index: str | None, client: Callable[[str], Client], to: Pat
     page, matches = index or folder(place), matcher(place)
     download(page, to, "")
     found: set[str] = set()
-    for word in set(re.findall(r"[^\s\"'<>]+", to.read_text("utf-8", "replace"))):
-        with suppress(InvalidURL):
+    for word in set(re.findall(r"(?:href=)?([^\s\"'<>]+)", to.read_text("utf-8", "replace"), re.IGNORECASE)):
+        with suppress(InvalidURL, ValueError):  # the latter for a host in [ ] that is no address
             found.add(str(URL(page).join(word)))
     return {url: partial(download, url) for url in found if matches(url)}
 
@@ -153,7 +157,7 @@ def _host(url: str) -> str:
 
 def _client(options: Files, ask: Ask, stack: ExitStack, host: str) -> Client:
     login = os.environ.get(options.login, "").strip() if options.login else ""
-    if options.login and not (login and login.isprintable()):
+    if options.login and not (login and login.isprintable() and (":" in login or login.isascii())):
         raise UsageError(
             f"{options.login} holds no login: set it to USER:PASSWORD or a bearer's token, see docs/csv.md"
         )
@@ -184,10 +188,7 @@ def _validator(answer: Response) -> str:
 
 
 def _look(path: Path, to: Path, mark: str) -> tuple[str, Path]:
-    try:
-        seen = path.stat()
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+    seen = path.stat()
     return f"{seen.st_size} bytes, {seen.st_mtime_ns} ns", path
 
 
@@ -205,11 +206,8 @@ def _vintage(name: str, declared: Vintage | None) -> datetime | None:
 
 
 def _media_type(name: str, path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            first = file.read(4)
-    except OSError as error:
-        raise SourceError(f"{name}: cannot be read: {error.strerror}") from None
+    with path.open("rb") as file:
+        first = file.read(4)
     if not first:
         raise SourceError(f"{name}: the file is empty")
     return next((kind for magic, kind in MAGIC.items() if first.startswith(magic)), PLAIN)
