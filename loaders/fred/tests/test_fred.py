@@ -140,6 +140,15 @@ def test_a_point_says_that_a_value_is_missing(desk: Desk) -> None:
     assert desk.rows("SELECT DISTINCT state FROM observation WHERE value IS NULL") == [(1,)]  # missing, not deleted
 
 
+def test_a_value_that_is_no_text_goes_to_quarantine(desk: Desk) -> None:
+    """JSON can write half of a character, and NUL; the store takes neither."""
+    desk.fred.publish("A", {"2016-03-01": {"2016-01-01": "\ud83d", "2016-02-01": "2", "2016-03-01": "\0"}})
+    desk.load()
+    assert desk.known() == {"2016-02-01": 2}
+    found = desk.rows("SELECT rule, raw FROM quarantine ORDER BY raw")
+    assert found == [("number", "?"), ("number", "\N{REPLACEMENT CHARACTER}")]
+
+
 def test_what_is_held_is_not_fetched_again(desk: Desk) -> None:
     desk.fred.publish("A", {"2016-02-05": {"2016-01-01": "1"}})
     desk.load()

@@ -28,7 +28,8 @@ def keep(connection: Connection, load_id: int, file: str, rejects: list[Any]) ->
         "COPY quarantine (load_id, file, line, series, valid_time, raw, rule, detail) FROM STDIN"
     ) as copy:
         for one in rejects:
-            raw = one.raw.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL's text takes no NUL
+            # PostgreSQL's text takes no NUL, and UTF-8 no half of a pair, which JSON may hold.
+            raw = one.raw.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
             copy.write_row((load_id, file, one.line, one.series, one.valid_time, raw, one.rule, one.detail))
     return len(rejects)
 
