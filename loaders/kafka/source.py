@@ -32,6 +32,7 @@ MEDIA_TYPE = "application/x-ndjson"
 BATCH_BYTES = 8_000_000
 TURN_SECONDS = 300.0  # then a stream is opened anew: partitions may have been added
 AT_ONCE = 1_000  # messages taken from the client's queue
+BUSY = 10  # times as long a batch may wait while there are as many: the other partitions' are filled first
 LOG = logging.getLogger(__name__)  # of the client library; what matters of it is raised as well
 LOG.addHandler(logging.NullHandler())
 
@@ -109,7 +110,7 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
                     raise SourceError(f"{name}: {problem.str()}; what was loaded before stands")
             for part in parts.values():
                 full = len(part.waiting) >= options.batch_rows or part.size >= BATCH_BYTES
-                old = len(messages) < at_once and time.monotonic() > part.since + options.batch_seconds
+                old = time.monotonic() > part.since + options.batch_seconds * (BUSY if len(messages) == at_once else 1)
                 if part.waiting and (full or old or (not ask.until and part.offset >= part.high)):
                     yield part.give(schemas, options, ask.series, Path(folder) / "messages")
                     if ask.positions().get(part.name) != part.stood:

@@ -469,6 +469,27 @@ def test_a_stream_is_followed_until_it_is_told_to_end(broker: Broker, desk: Desk
     assert desk.rows("SELECT outcome FROM attempt") == [("done",)]
 
 
+def test_a_backlog_of_one_partition_does_not_hold_up_another(
+    broker: Broker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "AT_ONCE", 20)
+    desk.more = "batch_rows = 100"
+    for number in range(10_000):
+        value = {"series": "A", "day": f"2026-01-{number % 28 + 1:02}", "value": number}
+        broker.producer.produce("prices", json.dumps(value), None, 0)
+    broker.price("B", 2, 2, partition=3)
+    ended = threading.Event()
+    asked = desk.contract, desk.url, "prices", desk.root, desk.said.append
+    thread = threading.Thread(target=lambda: run.load_dataset(*asked, until=ended))
+    thread.start()
+    try:
+        wait_for(lambda: "prices/3" in desk.places())
+        assert desk.places()["prices/0"] < 9_000
+    finally:
+        ended.set()
+        thread.join(30)
+
+
 def test_a_turn_ends_and_the_next_one_goes_on(broker: Broker, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "TURN_SECONDS", 1.0)
     broker.price("A", 1, 1)
