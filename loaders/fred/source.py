@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from httpx import Response
 from pydantic import Field
@@ -51,7 +51,7 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
     """Payloads of one series: its vintages up to the window's end that are not held, or how it is now if it has none.
 
     Raises SourceError before the first payload: no series of that id, bad key, provider down, answer that is none;
-    UsageError for a window that has a beginning.
+    UsageError for a window that has a beginning, or a series that was loaded under another id.
     """
     if ask.window.first:
         raise UsageError("--from leaves out vintages, and those of FRED build on one another: give --to alone")
@@ -59,15 +59,16 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
         raise UsageError(f"{KEY} is not set: FRED gives a key for nothing, see docs/fred.md")
     if unknown := options.ids.keys() - ask.series.keys():
         raise UsageError(f"ids: {', '.join(sorted(unknown))} is no series of this source")
+    ids, stood = {name: options.ids.get(name, name) for name in ask.series}, ask.positions()
+    if other := [f"{name} was loaded as {stood[name]}" for name, one in ids.items() if stood.get(name, one) != one]:
+        raise UsageError(f"ids: {', '.join(other)}, and that stays: give another series of FRED's another name")
     with Client(options, ask.pace, {"api_key": key}) as client, tempfile.TemporaryDirectory() as folder:
-        ids = {name: options.ids.get(name, name) for name in ask.series}
         news = {name: _vintages(client, name, ids[name], ask) for name in ids}
         for name, dates in news.items():
             if dates is None:
-                path = Path(folder) / "now"
-                with path.open("wb") as file:
-                    _observations(client, name, ids[name], {}, file)
-                yield Payload(f"{name}/now", path, "application/json", None, (name,), complete=True)
+                path, moves = Path(folder) / "now", {name: (stood.get(name), ids[name])}
+                _observations(client, name, ids[name], {}, path)
+                yield Payload(f"{name}/now", path, "application/json", None, (name,), complete=True, moves=moves)
             else:
                 yield from _windows(client, name, ids[name], dates, ask, Path(folder))
 
@@ -97,28 +98,28 @@ def _windows(client: Client, name: str, series_id: str, dates: list[str], ask: A
     first = f"{held - timedelta(days=1):%Y-%m-%d}" if held else BEGINNING
     for start in range(0, len(dates), VINTAGES):
         last = dates[start : start + VINTAGES][-1]
-        with path.open("wb") as file:
-            _observations(client, name, series_id, {"realtime_start": first, "realtime_end": last}, file)
-        until = periods.known_from(last, DAY)
-        yield Payload(f"{name}/{first}/{last}", path, "application/json", None, (name,), until=until)
+        _observations(client, name, series_id, {"realtime_start": first, "realtime_end": last}, path)
+        until, moves = periods.known_from(last, DAY), {name: (ask.positions().get(name), series_id)}
+        yield Payload(f"{name}/{first}/{last}", path, "application/json", None, (name,), until=until, moves=moves)
         if ask.newest(name) == held:
             return
         held, first = ask.newest(name), last
 
 
-def _observations(client: Client, name: str, series_id: str, window: Mapping[str, str], file: BinaryIO) -> None:
+def _observations(client: Client, name: str, series_id: str, window: Mapping[str, str], to: Path) -> None:
     """Writes the answers as they came, page after page, to the file."""
     received, count = 0, 1
-    while received < count:
-        query = {"series_id": series_id, "file_type": "json", "units": "lin", "output_type": 1, **window}
-        answer = client.get("/series/observations", query | {"limit": ROWS, "offset": received})
-        page = _page(name, answer, "observations")
-        if (received and page["count"] != count) or (page["count"] > received and not page["observations"]):
-            raise SourceError(f"{name}: FRED changed it while it was read; nothing of that was loaded, run again")
-        if any(page.get(key) != day for key, day in window.items()):
-            raise SourceError(f"{name}: FRED answers for another real time than {' to '.join(window.values())}")
-        received, count = received + len(page["observations"]), page["count"]
-        file.write(answer.content)
+    with to.open("wb") as file:
+        while received < count:
+            query = {"series_id": series_id, "file_type": "json", "units": "lin", "output_type": 1, **window}
+            answer = client.get("/series/observations", query | {"limit": ROWS, "offset": received})
+            page = _page(name, answer, "observations")
+            if (received and page["count"] != count) or (page["count"] > received and not page["observations"]):
+                raise SourceError(f"{name}: FRED changed it while it was read; nothing of that was loaded, run again")
+            if any(page.get(key) != day for key, day in window.items()):
+                raise SourceError(f"{name}: FRED answers for another real time than {' to '.join(window.values())}")
+            received, count = received + len(page["observations"]), page["count"]
+            file.write(answer.content)
 
 
 def parse(payload: Payload, options: Options, series: Mapping[str, Series]) -> Iterator[Cell | Reject]:
@@ -177,10 +178,9 @@ def _page(name: str, answer: Response, holds: str) -> Row:
     """
     refused = re.search(rb"<error\b[^>]*\bmessage=\"([^\"]*)\"", answer.content)
     says = html.unescape(refused[1].decode("utf-8", "replace")) if refused else ""
-    try:
+    found: Any = None
+    with suppress(ValueError, RecursionError):
         found = json.loads(answer.content)
-    except (ValueError, RecursionError):
-        found = None
     if isinstance(found, dict) and not says:
         says = str(found.get("error_message", ""))
     if says or answer.status_code != 200:

@@ -79,7 +79,7 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
     """Payloads of one series each: how it is now, or how each version of the archive has it that is not held.
 
     Raises SourceError before the first payload: no such country or indicator, provider down, answer that is none;
-    UsageError for a series without an id, or of a frequency that the World Bank does not have.
+    UsageError for a series without an id, or held under another one, or of a frequency that the World Bank lacks.
     """
     if misfits := options.ids.keys() ^ ask.series.keys():
         raise UsageError(
@@ -113,6 +113,9 @@ def _versions(client: Client, ids: Mapping[str, str], ask: Ask, folder: Path) ->
     A version that has nothing of a series is noted with the next one that has: the newest one may get it yet.
     """
     held, path = ask.positions(), folder / "version"
+    before = {(part.rpartition("/")[0], stands) for part, stands in held.items() if "/" in stands}
+    if other := [f"{name} was loaded as {one}" for name, one in sorted(before) if ids.get(name, one) != one]:
+        raise UsageError(f"ids: {', '.join(other)}, and that stays: give another indicator another name")
     wanted = [version for version in sorted(_listed(client, "database 57", "version")) if _is_due(version, ask)]
     news = {name: [version for version in wanted if f"{name}/{version}" not in held] for name in ask.series}
     for name in (name for name in news if news[name]):
@@ -132,7 +135,7 @@ def _versions(client: Client, ids: Mapping[str, str], ask: Ask, folder: Path) ->
                 empty[name].append(part)
                 continue
             path.write_bytes(answer)
-            moves = dict.fromkeys(empty[name], (None, "nothing")) | {part: (None, "held")}
+            moves = dict.fromkeys([*empty[name], part], (None, ids[name]))
             empty[name] = []
             known = periods.known_from(version, VERSION)
             yield Payload(part, path, "application/json", known, (name,), complete=True, moves=moves)

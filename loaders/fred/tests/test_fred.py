@@ -257,6 +257,23 @@ def test_gdp_from_files_and_from_fred_has_the_same_periods_and_times(desk: Desk)
     assert desk.held("REAL_GDP") == desk.held("GDPC1")
 
 
+@pytest.mark.parametrize("has_vintages", [True, False])
+def test_another_id_needs_another_name(desk: Desk, has_vintages: bool) -> None:
+    """Its vintages would go on where those of the first one end, as if they were of one series."""
+    for name in ("GDP", "GDPC1"):
+        desk.fred.publish(name, {"2016-02-05": {"2016-01-01": name[4:] or "9"}})
+        desk.fred.no_vintages |= set() if has_vintages else {name}
+    desk.more = 'ids = { A = "GDP" }'
+    desk.load()
+    desk.load()
+    asked, desk.more = len(desk.fred.log), 'ids = { A = "GDPC1" }'
+    assert desk.refused(UsageError) == (
+        "ids: A was loaded as GDP, and that stays: give another series of FRED's another name"
+    )
+    assert len(desk.fred.log) == asked
+    assert desk.known() == {"2016-01-01": 9}
+
+
 def test_kept_bytes_are_read_again_by_the_kind_of_their_source(desk: Desk) -> None:
     desk.names, desk.frequency, desk.also, desk.rules = ("REAL_GDP",), "quarter", GDP, "range = [0, 16000]"
     desk.more = 'ids = { REAL_GDP = "GDPC1" }'

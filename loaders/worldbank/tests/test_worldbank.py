@@ -229,6 +229,15 @@ def test_a_window_of_versions_and_the_others_later_give_the_same_history(
         assert twin.known(at) == archive.known(at) != {}
 
 
+def test_another_id_needs_another_name(archive: Desk) -> None:
+    """Its versions that are held would stay as they are, and only later ones be of the other indicator."""
+    archive.load()
+    archive.ids["A"] = "USA/SP.POP.TOTL"
+    assert archive.refused(UsageError) == (
+        f"ids: A was loaded as {GDP}, and that stays: give another indicator another name"
+    )
+
+
 def test_a_series_that_joins_later_gets_its_own_versions(archive: Desk) -> None:
     archive.load()
     for version in archive.bank.versions.values():
