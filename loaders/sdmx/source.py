@@ -98,10 +98,10 @@ def fetch(options: Options, ask: Ask) -> Iterator[Payload]:
         raise UsageError("--from and --to choose vintages, and SDMX gives what it has at once: leave them out")
     if odd := options.keys.keys() ^ ask.series.keys():
         raise UsageError(f"keys: each series of this source needs one, and no other: {', '.join(sorted(odd))}")
-    stood = ask.positions()
+    places = ask.positions()
     with Client(options, ask.pace, {}) as client, tempfile.TemporaryDirectory() as folder:
         found = [
-            Question(client, options, name, key).payload(stood.get(f"{name}/{key}"), Path(folder) / f"{number}")
+            Question(client, options, name, key).payload(places, Path(folder) / f"{number}")
             for number, (name, key) in enumerate(options.keys.items())
         ]
         yield from (payload for payload in found if payload)
@@ -117,9 +117,11 @@ class Question:
     key: str
     stands: str = ""
 
-    def payload(self, stood: str | None, path: Path) -> Payload | None:
-        """None where nothing is new. `stood`: where the last payload of this key stood."""
+    def payload(self, places: Mapping[str, str], path: Path) -> Payload | None:
+        """None where nothing is new. `places`: where the last payloads stood; one without its history told none."""
         history = self.options.reads == "history"
+        part = f"{self.name}/{self.key}{' with its history' if history else ''}"
+        stood = places.get(part)
         partly = stood is not None and self.options.reads != "snapshots"
         query, since, known = {"includeHistory": "true"} if history else {}, {}, {}
         if stood:
@@ -137,7 +139,7 @@ class Question:
                 f" check keys.{self.name}, codes are renamed and move to other dataflows"
             )
         path.write_bytes(content)
-        moves = {f"{self.name}/{self.key}": (stood, self.stands)}
+        moves = {part: (stood, self.stands)}
         complete, media_type = not (history or partly), JSON if history else CSV
         return Payload(f"{self.name}/{self.key}", path, media_type, None, (self.name,), complete, moves=moves)
 

@@ -159,6 +159,18 @@ def test_a_series_that_ends_later_is_asked_for_whole_for_only_that_names_its_per
     assert desk.known("2016-03-31") == {"2016-01-01": 1, "2016-02-01": 2}
 
 
+@pytest.mark.parametrize("before", ["snapshots", "updates"])
+def test_a_history_that_is_asked_for_later_comes_whole(desk: Desk, before: str) -> None:
+    desk.publish(MARCH, MONTHS)
+    desk.sdmx.nothing = "304"
+    desk.more = f'reads = "{before}"'
+    desk.load()
+    assert desk.known("2016-03-31") == {}
+    desk.more = ""
+    desk.load()
+    assert desk.known("2016-03-31") == {"2016-01-01": 1, "2016-02-01": 2}
+
+
 # ---- changes since ----
 
 
