@@ -19,13 +19,14 @@ EOP
 )
 read -r model data challenger <<<"$facts"
 # A commit only when this folder is itself the top of a repository, not merely inside one.
-revision=uncommitted time=0
+revision=uncommitted dirty='' time=0
 if [ "$(git rev-parse --show-toplevel 2>/dev/null || true)" = "$(pwd -P)" ] && commit=$(git rev-parse --verify --quiet HEAD); then
-  revision=$commit$(git diff --quiet HEAD -- . || echo -dirty)
+  dirty=$(git diff --quiet HEAD -- . || echo -dirty)
+  revision=$commit$dirty
   time=$(git log -1 --format=%ct)
 fi
 short=${model#sha256:} beside=${challenger#sha256:}
-tag=$(echo "$revision" | cut -c1-12)$(case $revision in *-dirty) echo -dirty ;; esac)-${short:0:12}${beside:+-${beside:0:12}}
+tag=${revision:0:12}$dirty-${short:0:12}${beside:+-${beside:0:12}}
 
 # The same inputs give the same files; BuildKit from 0.13 on takes their times from the commit, too, so that the digest is the same.
 build() {
