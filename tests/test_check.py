@@ -1,9 +1,11 @@
 """Every check of `make check`, and what `make setup` and the Docker targets refuse, each on a fault made on purpose."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import BakedProject
@@ -113,6 +115,29 @@ def test_a_target_that_needs_docker_says_so(project: BakedProject, bare: Callabl
     done = project.make(target, check=False, env={"PATH": bare("docker"), "DEPLOY_HOST": "local"})
     assert done.returncode != 0
     assert "needs Docker: there is no command 'docker'" in done.stderr
+
+
+# An engine that has pushed two images to Docker Hub, whose name it leaves out of theirs.
+PUSHED = """#!/bin/sh
+[ "$1" != image ] || printf '%s\\n' acme/us-unemployment@sha256:11 acme/us-unemployment-loader@sha256:22 sha256:33
+"""
+
+
+def image_json(project: BakedProject, folder: Path) -> dict[str, Any]:
+    """What `make image` writes with that engine; there is nothing of which it could say what is in it."""
+    (folder / "bin").mkdir()
+    (folder / "bin/docker").write_text(PUSHED)
+    (folder / "bin/docker").chmod(0o755)
+    project.make("image", check=False, env={"PATH": f"{folder / 'bin'}{os.pathsep}{project.env['PATH']}"})
+    return dict(json.loads(project.text("build/image.json")))
+
+
+def test_images_on_docker_hub_are_named_by_digest(project: BakedProject, tmp_path: Path) -> None:
+    project.edit("service.toml", '"localhost:5000/', '"docker.io/acme/')
+    made = image_json(project, tmp_path)
+    assert made["service"]["tag"].startswith("docker.io/acme/us-unemployment:")
+    assert made["service"]["ref"] == "acme/us-unemployment@sha256:11"
+    assert made["loader"]["ref"] == "acme/us-unemployment-loader@sha256:22"
 
 
 def test_settings_of_the_env_file_come_as_they_stand_there(project: BakedProject) -> None:

@@ -48,7 +48,7 @@ if [ -n "${PUSH:-}" ]; then
 fi
 
 reference() {                           # repository@sha256:... once a registry gave a digest, else the engine's own id
-  docker image inspect -f '{{range .RepoDigests}}{{println .}}{{end}}{{.Id}}' "$1:$tag" | grep -e "^$1@" -e '^sha256:' | head -n 1
+  docker image inspect -f '{{range .RepoDigests}}{{println .}}{{end}}{{.Id}}' "$1:$tag" | grep -e "^${1#docker.io/}@" -e '^sha256:' | head -n 1
 }
 mkdir -p build
 cat >build/image.json <<JSON
