@@ -140,6 +140,19 @@ def test_images_on_docker_hub_are_named_by_digest(project: BakedProject, tmp_pat
     assert made["loader"]["ref"] == "acme/us-unemployment-loader@sha256:22"
 
 
+@pytest.mark.parametrize("change", ["none", "changed", "new"])
+def test_images_of_what_git_does_not_hold_do_not_bear_its_commit(
+    project: BakedProject, tmp_path: Path, change: str
+) -> None:
+    commit = project.run("git", "rev-parse", "HEAD").stdout.strip()
+    if change != "none":
+        append(project.path / ("src/model_service/own.py" if change == "new" else "service.toml"), "# mine\n")
+    dirty = "" if change == "none" else "-dirty"
+    made = image_json(project, tmp_path)
+    assert made["revision"] == commit + dirty
+    assert f":{commit[:12]}{dirty}-{made['model'][7:19]}" in made["service"]["tag"]
+
+
 def test_settings_of_the_env_file_come_as_they_stand_there(project: BakedProject) -> None:
     file = project.path / ".env"
     file.write_text("# a remark=1\nMY_TOKEN=YWJj=\nMY_URL=http://a/?b=c=d\n\nMY_LAST=x y")

@@ -21,7 +21,7 @@ read -r model data challenger <<<"$facts"
 # A commit only when this folder is itself the top of a repository, not merely inside one.
 revision=uncommitted dirty='' time=0
 if [ "$(git rev-parse --show-toplevel 2>/dev/null || true)" = "$(pwd -P)" ] && commit=$(git rev-parse --verify --quiet HEAD); then
-  dirty=$(git diff --quiet HEAD -- . || echo -dirty)
+  [ -z "$(git status --porcelain)" ] || dirty=-dirty  # new files too: the images take them along
   revision=$commit$dirty
   time=$(git log -1 --format=%ct)
 fi
