@@ -43,7 +43,8 @@ if [ -n "${PUSH:-}" ]; then
       fail "the registry ${repository%%/*} refuses the login of $REGISTRY_USER: $(tail -n 1 "$work/error")"
   fi
   for name in "$repository" "$repository-loader"; do
-    docker push --quiet "$name:$tag" >/dev/null 2>"$work/error" || fail "cannot push $name:$tag: $(tail -n 1 "$work/error")"
+    docker push --quiet "$name:$tag" >/dev/null 2>"$work/error" ||
+      fail "cannot push $name:$tag ([image] in service.toml names the registry): $(tail -n 1 "$work/error")"
   done
 fi
 
