@@ -153,6 +153,10 @@ def test_images_of_what_git_does_not_hold_do_not_bear_its_commit(
     assert f":{commit[:12]}{dirty}-{made['model'][7:19]}" in made["service"]["tag"]
 
 
+def test_a_password_may_look_like_a_variable_of_make(default: BakedProject) -> None:
+    default.make("help", env={"DATABASE_URL": "postgresql://loader:pa$(ss@127.0.0.1/model"})
+
+
 def test_settings_of_the_env_file_come_as_they_stand_there(project: BakedProject) -> None:
     file = project.path / ".env"
     file.write_text("# a remark=1\nMY_TOKEN=YWJj=\nMY_URL=http://a/?b=c=d\n\nMY_LAST=x y")
