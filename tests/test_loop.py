@@ -55,6 +55,11 @@ def test_the_generated_tests_pass_whatever_the_project_declares_and_holds(varian
     assert re.search(r"\d+ passed", done.stdout)
 
 
+def test_a_project_may_lie_in_a_folder_whose_name_has_to_be_quoted(loaded: BakedProject, workshop: Path) -> None:
+    project = copied(loaded, workshop / "100% my models")
+    assert "UNRATE,2016-05-01,4.7" in project.service("data", "UNRATE", "--as-of", "2016-07-01").stdout
+
+
 @pytest.fixture
 def timescaledb() -> Iterator[str]:
     """URL of a TimescaleDB of this test's own."""

