@@ -77,7 +77,7 @@ built() { .venv/bin/python -c 'import json, sys; print(json.load(open("build/ima
 digest_of() { case $1 in *@sha256:*) echo "${1##*@}" ;; *) docker image inspect -f '{{.Id}}' "$1" ;; esac }
 model_of() { docker image inspect -f '{{index .Config.Labels "model.digest"}}' "$1"; }
 
-# Passwords: of the environment, else of the target's own database, else of .env, else new ones for .env. Never an argument of a process.
+# Passwords: of the target's own database, else of the environment or .env, else new ones for .env. Never an argument of a process.
 passwords() {
   local database key value
   database=$(containers database --all)
@@ -144,7 +144,7 @@ prepare() {
   before=$(replicas)
   adopt || fail "the image's model could not be imported; the replicas were not touched"
 }
-# Roles and logins, with the passwords of the database's environment: so .env stays the truth.
+# Roles and logins, with the passwords of the database's environment: after a `down`, those of .env.
 # \getenv keeps passwords out of the process list, the first lines out of the server's log.
 logins() {
   compose exec -T database psql -v ON_ERROR_STOP=1 -qX -U postgres -d model <<'SQL'
