@@ -120,6 +120,30 @@ def test_no_two_modules_import_each_other(default: BakedProject) -> None:
     assert [(one, other) for one in knows for other in knows[one] if one in knows[other]] == []
 
 
+def test_each_program_can_be_read_in_an_evening(default: BakedProject) -> None:
+    """The README says what each program stands on: to a hundred lines, rounded up."""
+    package = "src/model_service/"
+    code = {name.removeprefix(package): text.decode() for name, (text, _) in default.files().items() if package in name}
+    modules = {re.sub(r"(/?__init__)?\.py$", "", path).replace("/", "."): path for path in code if path.endswith(".py")}
+
+    def stands_on(paths: list[str]) -> set[str]:
+        found, todo = set(), [name for name, path in modules.items() if path in paths]
+        while todo:
+            if (name := todo.pop()) not in found:
+                found.add(name)
+                todo += [name.rpartition(".")[0], *(imported(code[modules[name]]) & modules.keys())]
+        return found
+
+    readme = default.text("README.md").partition("## Reading it")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| [a-z ]+ \| (`.*`) \| ([\d,]+) \|$", readme, re.MULTILINE)
+    assert len(table) == 4
+    for begins, said in table:
+        paths = re.findall("`([^`]+)`", begins)
+        assert set(paths) <= code.keys()
+        lines = sum(lines_of_code(code[modules[name]]) for name in stands_on(paths))
+        assert int(said.replace(",", "")) - 100 < lines <= int(said.replace(",", "")) <= 5000, f"{begins}: {lines}"
+
+
 def test_what_is_left_out_is_said_loudly(tmp_path: Path) -> None:
     """A run without Docker names the tests that need it, with the reason, before the runner's last line."""
     (tmp_path / "test_it.py").write_text("import pytest\n\n@pytest.mark.docker\ndef test_it() -> None: ...\n")
