@@ -451,8 +451,12 @@ def test_callers_from_elsewhere_show_a_certificate(stack: Stack, up: Any, certif
                 forecast(name)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://127.0.0.1:{port}/v1/forecast").raise_for_status()
+        stack.project.make("up")  # from elsewhere, where nobody knows of it
+        assert forecast("client")
     finally:
-        stack.project.make("up")
+        stack.project.make("up", env={"TLS_DIR": "none"})
+    with pytest.raises(httpx.TransportError):
+        forecast("client")
 
 
 def test_a_wrong_setting_is_named_before_anything_starts(stack: Stack) -> None:

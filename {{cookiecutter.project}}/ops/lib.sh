@@ -97,14 +97,19 @@ passwords() {
 
 setting() { docker inspect -f '{{range .Config.Env}}{{println .}}{{end}}' "$1" | sed -n "s/^$2=//p"; }
 
-# What the environment leaves open stays as it runs, so that an `up` or a deployment from elsewhere takes away neither keys nor the audit trail.
-# `none` takes away: API_KEYS=none, ELASTICSEARCH_URL=none, COMPOSE_PROFILES=none.
+# What the environment leaves open stays as it runs, so that an `up` or a deployment from elsewhere takes away neither keys, nor the audit trail,
+# nor the port for other machines. `none` takes away: API_KEYS=none, ELASTICSEARCH_URL=none, TLS_DIR=none, COMPOSE_PROFILES=none.
 settings() {
-  local replica key part
-  replica=$(replicas --latest)
+  local replica balancer key part
+  replica=$(replicas --latest) balancer=$(containers balancer)
   for key in API_KEYS ELASTICSEARCH_URL LOG_LEVEL; do
     [ -n "${!key:-}" ] || [ -z "$replica" ] || export "$key=$(setting "$replica" "$key")"
   done
+  if [ -z "${TLS_DIR:-}" ] && [ -n "$balancer" ]; then
+    TLS_DIR=$(docker inspect -f '{{range .Mounts}}{{if eq .Destination "/tls"}}{{.Source}}{{end}}{{end}}' "$balancer")
+    [ -z "$TLS_DIR" ] || TLS_PORT=${TLS_PORT:-$(docker port "$balancer" 8443 | sed -n '1s/.*://p')}
+    export TLS_DIR TLS_PORT=${TLS_PORT:-}
+  fi
   if [ -z "${COMPOSE_PROFILES:-}" ]; then
     for part in prometheus:watch kibana:kibana follower:follow; do
       [ -z "$(containers "${part%:*}")" ] || export COMPOSE_PROFILES="${COMPOSE_PROFILES:+$COMPOSE_PROFILES,}${part#*:}"
@@ -114,7 +119,7 @@ settings() {
     case $part in watch | kibana | follow | none) ;; *) fail "COMPOSE_PROFILES names '$part': give watch, kibana, follow, with commas between, or none" ;; esac
   done
   case ,${COMPOSE_PROFILES:-}, in *,watch,*) export ELASTICSEARCH_URL=http://elasticsearch:9200 ;; esac
-  for key in API_KEYS ELASTICSEARCH_URL LOG_LEVEL COMPOSE_PROFILES; do  # to compose, empty is not the same as unset
+  for key in API_KEYS ELASTICSEARCH_URL LOG_LEVEL TLS_DIR TLS_PORT COMPOSE_PROFILES; do  # to compose, empty is not the same as unset
     case ${!key:-} in '' | none) unset "$key" ;; esac
   done
 }
