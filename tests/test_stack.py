@@ -523,6 +523,7 @@ SECOND_ENDS = (
         ("never-ready", "deploy", "ENV MODEL_DIR=/nowhere", "it was not ready within 8 s"),
         ("ends", "deploy", ENDS, "it ended by itself"),
         ("second-ends", "up", SECOND_ENDS, "it ended by itself"),
+        ("liar", "deploy", "LABEL model.digest=sha256:0000", "sha256:0000 was asked for, but the answer of http"),
     ],
 )
 def test_a_bad_image_is_undone_without_a_failed_request(
@@ -543,10 +544,19 @@ def test_a_bad_image_is_undone_without_a_failed_request(
     assert docker("ps", "-aq", f"--filter=name={stack.name}-rollout") == ""
 
 
-def test_an_image_that_answers_with_another_model_turns_red(stack: Stack, up: Any) -> None:
-    done = stack.deploy(stack.derive("liar", "LABEL model.digest=sha256:0000"), check=False)
+def test_an_answer_that_comes_from_elsewhere_turns_red(stack: Stack, up: Any) -> None:
+    """A container of before that nobody stopped: the balancer finds it by the name that it has in the network."""
+    (old,) = stack.images_served()
+    words = ["--network", f"{stack.name}_inside", "--network-alias", "service", "--env", "IMAGE_DIGEST=sha256:old"]
+    left = docker("run", "--detach", *words, old).strip()
+    try:
+        done = stack.deploy(check=False, LOG_LEVEL="warning")
+    finally:
+        docker("rm", "--force", left)
     assert done.returncode != 0
-    assert "sha256:0000, but the balancer's answer comes from" in done.stderr
+    assert "deployed, but sha256:" in done.stderr
+    assert "the answer of http://balancer:8080/v1/model comes from sha256:old" in done.stderr
+    stack.deploy(LOG_LEVEL="info")
 
 
 def test_a_model_that_is_damaged_never_reaches_a_replica(stack: Stack, up: Any) -> None:

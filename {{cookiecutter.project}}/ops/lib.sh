@@ -229,7 +229,17 @@ except OSError as error:
     sys.exit(str(error))
 '
 
-# wait_ready CONTAINER: until it answers /readyz with 200 and the balancer has it in rotation. Fails when it ends, restarts or takes too long.
+# as_asked CONTAINER URL: whether /v1/model, asked there, names the image that was asked for and the model in it.
+as_asked() {
+  local want seen
+  want="$IMAGE_DIGEST $(model_of "$SERVICE_IMAGE")"
+  ask "$1" "$2/v1/model" >"$work/model" 2>"$work/error" || { reason="$2/v1/model does not answer: $(tail -n 1 "$work/error")"; return 1; }
+  seen=$(.venv/bin/python -c 'import json, sys; model = json.load(sys.stdin); print(model["image_digest"], model["digest"])' <"$work/model")
+  [ "$seen" = "$want" ] || { reason="$want was asked for, but the answer of $2/v1/model comes from $seen"; return 1; }
+}
+
+# wait_ready CONTAINER: until it answers /readyz with 200 and the balancer has it in rotation. Fails when it ends, restarts, takes too long, or is
+# not what was asked for.
 wait_ready() {
   local end=$((SECONDS + ${READY_SECONDS:-60})) address restarts
   restarts=$(docker inspect -f '{{.RestartCount}}' "$1" 2>/dev/null) || true
@@ -238,6 +248,7 @@ wait_ready() {
     address=$(docker inspect -f "{{(index .NetworkSettings.Networks \"${COMPOSE_PROJECT_NAME}_inside\").IPAddress}}" "$1")
     if ask "$1" http://127.0.0.1:3000/readyz >/dev/null 2>"$work/error" &&
       ask "$1" 'http://balancer:8404/;csv' 2>"$work/error" | grep -q "^replicas,.*,UP,.*[,\"]$address:3000"; then
+      as_asked "$1" http://127.0.0.1:3000
       return
     fi
     sleep 0.3

@@ -45,16 +45,12 @@ target() {
   fi
 }
 
-# What answers through the balancer must be the image that was asked for, and the model in it.
+# What answers through the balancer must be what was asked for, whichever replica it comes from.
 verify() {
-  local want seen
-  want="$IMAGE_DIGEST $(model_of "$SERVICE_IMAGE")"
   for _ in 1 2 3 4; do
-    ask "$(replicas --latest)" http://balancer:8080/v1/model >"$work/model" || fail "deployed, but the balancer does not answer"
-    seen=$(.venv/bin/python -c 'import json, sys; model = json.load(sys.stdin); print(model["image_digest"], model["digest"])' <"$work/model")
-    [ "$seen" = "$want" ] || fail "deployed $want, but the balancer's answer comes from $seen"
+    as_asked "$(replicas --latest)" http://balancer:8080 || fail "deployed, but $reason"
   done
-  say "the balancer answers from $want"
+  say "the balancer answers from $IMAGE_DIGEST $(model_of "$SERVICE_IMAGE")"
 }
 
 deploy() {
