@@ -342,9 +342,9 @@ def test_trace_of_an_observation_names_what_it_came_by(run: Run, desk: Desk, url
         r'code    sha256:[0-9a-f]{64}, parser \d+\nrules   {"kind": "csv", .*\n +{"frequency": "month"', output
     )
     assert "no registered model and no recorded forecast rests on it" in output
-    output = run("trace", "--observation", "desk_0", "2000-01-15", "--as-of", "2010-01-30", "--json")[1]
-    found = json.loads(output)
-    assert (found["observation"]["value"], found["load"]["load_id"]) == (1, 1)
+    for named in ("2000-01-15", "2000-W02"):
+        found = json.loads(run("trace", "--observation", "desk_0", named, "--as-of", "2010-01-30", "--json")[1])
+        assert (found["observation"]["value"], found["load"]["load_id"]) == (1, 1)
     old = rows(url, "SELECT version FROM data_version ORDER BY ordinal LIMIT 1")[0][0]
     found = json.loads(run("trace", "--observation", "desk_0", "2000-01", "--data-version", old, "--json")[1])
     assert (found["observation"]["value"], found["as_of"]["data_version"]) == (1, old)

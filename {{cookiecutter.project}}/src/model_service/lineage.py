@@ -94,16 +94,16 @@ def observation(
 
 
 def _period(text: str, frequency: str) -> datetime:
-    """First instant of the period that is named by a date in it, or as a month, quarter or year."""
+    """First instant of the period that is named by a date in it, or as a week, month, quarter or year."""
     order = periods.FREQUENCIES.index
-    for pattern in ("%Y-%m-%d", "%Y-%m", "%Y-Q%q", "%Y"):
+    for pattern in ("%Y-%m-%d", "%G-W%V", "%Y-%m", "%Y-Q%q", "%Y"):
         try:
             _, valid_time = periods.period(text, pattern, frequency)
         except ValueError:
             continue
         if order(periods.grain(pattern)) <= order(frequency):
             return valid_time
-    raise UsageError(f"{text!r} names no period of a series by {frequency}: write its first day, such as 2016-07-01")
+    raise UsageError(f"{text!r} names no period of a series by {frequency}: write a day of it, such as 2016-07-15")
 
 
 def affected(connection: Connection, load_id: int) -> dict[str, Any]:
