@@ -29,6 +29,7 @@ from model_service.serving.runtime import Runtime
 
 WAYS = ["given"] if os.environ.get("SERVICE_URL") else ["uvicorn", "bentoml"]
 LIMIT = 50_000
+MOST = 20
 
 
 @dataclass
@@ -56,7 +57,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             card = client.get("/v1/model").json()
             yield Running(client, card["inputs"], card["horizons"])
         return
-    made = make_project(tmp_path_factory.mktemp("service"), max_body_bytes=LIMIT, max_instances=20)
+    made = make_project(tmp_path_factory.mktemp("service"), max_body_bytes=LIMIT, max_instances=MOST)
     with serve(made, request.param) as server, httpx.Client(base_url=server.url) as client:
         yield Running(client, made.inputs, made.horizons, made, server)
 
@@ -186,9 +187,15 @@ def test_missing_extra_and_too_many_are_refused_by_name(service: Running) -> Non
     many = post("/v1/predict", json={"instances": [{}] * 1001})
     assert fields(many) == ["instances"]
     assert "at most" in many.json()["detail"]
-    most = [service.instance] * 20
+
+
+def test_as_many_instances_as_are_allowed_are_taken_and_no_more(service: Running) -> None:
+    service.ours()  # its limit, of which a body has room for as many
+    post, (first, *_), most = service.client.post, service.inputs, [service.instance] * MOST
     assert post("/v1/predict", json={"instances": most}).status_code == 200
-    assert fields(post("/v1/predict", json={"instances": [*most[1:], missing]})) == [f"instances.19.{first}"]
+    missing = {name: value for name, value in service.instance.items() if name != first}
+    answer = post("/v1/predict", json={"instances": [*most[1:], missing]})
+    assert fields(answer) == [f"instances.{MOST - 1}.{first}"]
     assert fields(post("/v1/predict", json={"instances": [*most, service.instance]})) == ["instances"]
 
 
