@@ -91,6 +91,17 @@ TIMELESS = re.compile(
 OF_SERIES = {"features", "forecasting", "inputs", "live", "training.backtest", "training.evaluate"}
 
 
+def package(project: BakedProject) -> dict[str, str]:
+    """Text of each module of the package, by its path in there."""
+    top, files = "src/model_service/", project.files()
+    return {name.removeprefix(top): files[name][0].decode() for name in files if re.match(rf"{top}.*\.py$", name)}
+
+
+def dotted(path: str) -> str:
+    """Name of such a module, as `imported` gives it."""
+    return re.sub(r"(/?__init__)?\.py$", "", path).replace("/", ".")
+
+
 def imported(text: str) -> set[str]:
     """Modules of the package that a module of it imports, or imports from, anywhere in it."""
     found: set[str] = set()
@@ -104,17 +115,15 @@ def imported(text: str) -> set[str]:
 def test_what_must_not_know_of_time_series_does_not(default: BakedProject) -> None:
     assert imported("def f():\n    from model_service import features\n") & OF_SERIES == {"features"}
     assert imported("from model_service.training.backtest import run") & OF_SERIES == {"training.backtest"}
-    package = "src/model_service/"
-    code = {name.removeprefix(package): text.decode() for name, (text, _) in default.files().items() if package in name}
-    timeless = [name for name in code if TIMELESS.fullmatch(name.removesuffix(".py")) and name.endswith(".py")]
+    code = package(default)
+    timeless = [name for name in code if TIMELESS.fullmatch(name.removesuffix(".py"))]
     assert len(timeless) > 20
     assert {name: known for name in timeless if (known := imported(code[name]) & OF_SERIES)} == {}
 
 
 def test_no_two_modules_import_each_other(default: BakedProject) -> None:
-    package = "src/model_service/"
-    code = {name.removeprefix(package): text.decode() for name, (text, _) in default.files().items() if package in name}
-    names = {path: re.sub(r"(/__init__)?\.py$", "", path).replace("/", ".") for path in code if path.endswith(".py")}
+    code = package(default)
+    names = {path: dotted(path) for path in code}
     knows = {name: imported(code[path]) & set(names.values()) for path, name in names.items()}
     assert {"loader.bucket", "loader.web"} <= knows["loader.files"]
     assert [(one, other) for one in knows for other in knows[one] if one in knows[other]] == []
@@ -122,9 +131,8 @@ def test_no_two_modules_import_each_other(default: BakedProject) -> None:
 
 def test_each_program_can_be_read_in_an_evening(default: BakedProject) -> None:
     """The README says what each program stands on: to a hundred lines, rounded up."""
-    package = "src/model_service/"
-    code = {name.removeprefix(package): text.decode() for name, (text, _) in default.files().items() if package in name}
-    modules = {re.sub(r"(/?__init__)?\.py$", "", path).replace("/", "."): path for path in code if path.endswith(".py")}
+    code = package(default)
+    modules = {dotted(path): path for path in code}
 
     def stands_on(paths: list[str]) -> set[str]:
         found, todo = set(), [name for name, path in modules.items() if path in paths]
