@@ -229,9 +229,9 @@ except OSError as error:
     sys.exit(str(error))
 '
 
-# as_asked CONTAINER URL: whether /v1/model, asked there, names the image that was asked for and the model in it.
+# as_asked CONTAINER URL: whether /v1/model, asked there, names the image that was asked for and the model in it: $want.
 as_asked() {
-  local want seen
+  local seen
   want="$IMAGE_DIGEST $(model_of "$SERVICE_IMAGE")"
   ask "$1" "$2/v1/model" >"$work/model" 2>"$work/error" || { reason="$2/v1/model does not answer: $(tail -n 1 "$work/error")"; return 1; }
   seen=$(.venv/bin/python -c 'import json, sys; model = json.load(sys.stdin); print(model["image_digest"], model["digest"])' <"$work/model")

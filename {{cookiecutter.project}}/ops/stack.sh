@@ -50,7 +50,7 @@ verify() {
   for _ in 1 2 3 4; do
     as_asked "$(replicas --latest)" http://balancer:8080 || fail "deployed, but $reason"
   done
-  say "the balancer answers from $IMAGE_DIGEST $(model_of "$SERVICE_IMAGE")"
+  say "the balancer answers from $want"
 }
 
 deploy() {
